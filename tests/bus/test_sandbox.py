@@ -50,6 +50,7 @@ class Client:
         self._bus.disconnect()
         self._loop.run_until_complete(self._bus.wait_for_disconnect())
         # dbus-next shuts its socket down and leaves closing it to the garbage collector.
+        self._bus._stream.close()
         self._bus._sock.close()
         self._loop.close()
 
