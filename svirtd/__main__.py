@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`python -m svirtd`."""
+
+import sys
+
+from svirtd.daemon import main
+
+sys.exit(main())

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Manager and VM objects: contract members to requests, events to signals. No decisions."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import svirtd
+from svirtd.api import wire
+from svirtd.api.contract import MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT, VM, VM_FOLDER
+from svirtd.core.model import Caller, Finding, Mode
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Cause, Entry
+from svirtd.engine.requests import Requests
+from svirtd.host.bus import Variant, escape_path
+
+Emit = Callable[[str, str, str, str, list[Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One method call: who, on which VM (for VM objects), with what."""
+
+    caller: Caller
+    vm_name: str
+    body: list[Any]
+    fds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a method returns; `fds` are closed once they are sent."""
+
+    body: list[Any]
+    fds: tuple[int, ...] = ()
+
+
+Handler = Callable[[Call], Awaitable[Reply]]
+
+
+def vm_path(name: str) -> str:
+    """Return the object path of a VM."""
+    return f"{VM_FOLDER}/{escape_path(name)}"
+
+
+class Objects:
+    """Handlers of every member that is svirtd's own, and the signals."""
+
+    def __init__(self, requests: Requests, doors: Doors, features: list[str]) -> None:
+        self._requests = requests
+        self._doors = doors
+        self._features = features
+        self.emit: Emit = lambda *_: None
+
+    def handlers(self) -> Mapping[tuple[str, str], Handler]:
+        """Return the handler of each method, by interface and member."""
+        return {
+            (MANAGER, "Launch"): self._launch,
+            (MANAGER, "Acquire"): self._acquire,
+            (MANAGER, "Release"): self._release,
+            (MANAGER, "Forget"): self._forget,
+            (MANAGER, "Plan"): self._plan,
+            (MANAGER, "GetVM"): self._get_vm,
+            (MANAGER, "GetVMByPID"): self._get_vm_by_pid,
+            (MANAGER, "ListVMs"): self._list_vms,
+            (MANAGER, "FindOwners"): self._find_owners,
+            (VM, "Release"): self._vm_release,
+            (VM, "OpenChannel"): self._open_channel,
+        }
+
+    # -- org.svirt1.Manager -----------------------------------------------------------------
+
+    async def _launch(self, call: Call) -> Reply:
+        name, argv, resources, options = call.body
+        limit = self._doors.config.limits.command_bytes
+        request, command = wire.read_launch(name, argv, resources, options, call.fds, limit)
+        vm = await self._requests.launch(call.caller, request, command)
+        return Reply([vm_path(vm.name), vm.unit])
+
+    async def _acquire(self, call: Call) -> Reply:
+        name, resources, options = call.body
+        request = wire.read_request(name, resources, options, call.fds)
+        vm = await self._requests.acquire(call.caller, request)
+        return Reply([vm_path(vm.name)])
+
+    async def _release(self, call: Call) -> Reply:
+        name, options = call.body
+        wire.no_options(options)
+        await self._requests.release(call.caller, name)
+        return Reply([])
+
+    async def _forget(self, call: Call) -> Reply:
+        name, options = call.body
+        wire.no_options(options)
+        await self._requests.forget(call.caller, name)
+        return Reply([])
+
+    async def _plan(self, call: Call) -> Reply:
+        name, resources, options = call.body
+        request = wire.read_request(name, resources, options, call.fds)
+        plan = await self._requests.plan(call.caller, request)
+        return Reply([wire.plan_steps(plan)])
+
+    async def _get_vm(self, call: Call) -> Reply:
+        entry = await self._requests.vm(call.caller, call.body[0])
+        return Reply([vm_path(entry.vm.name)])
+
+    async def _get_vm_by_pid(self, call: Call) -> Reply:
+        vm = await self._requests.vm_of_pid(call.caller, call.body[0])
+        return Reply([vm_path(vm.name)])
+
+    async def _list_vms(self, call: Call) -> Reply:
+        vms = await self._requests.vms(call.caller)
+        return Reply(
+            [[[vm.name, vm.state.value, vm.unit, vm.owner_uid, vm_path(vm.name)] for vm in vms]]
+        )
+
+    async def _find_owners(self, call: Call) -> Reply:
+        owners = await self._requests.owners(call.caller, call.body[0])
+        return Reply([[wire.owner(vm, hold, vm_path(vm.name)) for vm, hold in owners]])
+
+    async def manager_properties(self, caller: Caller) -> dict[str, Variant]:
+        """Return every property of org.svirt1.Manager."""
+        counts = await self._requests.counts(caller)
+        doors = self._doors
+        return {
+            "Version": Variant("s", svirtd.__version__),
+            "Features": Variant("as", self._features),
+            "SELinuxMode": Variant("s", doors.mode.value),
+            "Enforced": Variant("b", doors.mode is Mode.ENFORCING),
+            "PolicyName": Variant("s", doors.kernel.policy_name()),
+            "PairsTotal": Variant("t", doors.shape.total),
+            "PairsInUse": Variant("t", counts.pairs_in_use),
+            "PairsQuarantined": Variant("t", counts.pairs_quarantined),
+            "GroupCategoriesTotal": Variant("t", len(doors.config.group_categories)),
+            "GroupCategoriesInUse": Variant("t", 0),
+        }
+
+    # -- org.svirt1.VM ----------------------------------------------------------------------
+
+    async def _vm_release(self, call: Call) -> Reply:
+        wire.no_options(call.body[0])
+        await self._requests.release(call.caller, call.vm_name)
+        return Reply([])
+
+    async def _open_channel(self, call: Call) -> Reply:
+        socket, options = call.body
+        wire.no_options(options)
+        fd = await self._requests.open_channel(call.caller, call.vm_name, socket)
+        return Reply([0], (fd,))
+
+    async def vm_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
+        """Return every property of one VM."""
+        entry = await self._requests.vm(caller, name)
+        return wire.vm_properties(entry.vm, entry.holds)
+
+    async def managed(self, caller: Caller) -> dict[str, dict[str, dict[str, Variant]]]:
+        """Return every VM object with its properties, for GetManagedObjects."""
+        return {
+            vm_path(entry.vm.name): {VM: wire.vm_properties(entry.vm, entry.holds)}
+            for entry in await self._requests.entries(caller)
+        }
+
+    async def children(self, caller: Caller) -> list[str]:
+        """Return the path elements of the VM objects, for introspection."""
+        return [escape_path(vm.name) for vm in await self._requests.vms(caller)]
+
+    # -- signals (engine.events.Listener) ---------------------------------------------------
+
+    def added(self, entry: Entry, cause: Cause) -> None:
+        """A VM has entered the book."""
+        path = vm_path(entry.vm.name)
+        properties = wire.vm_properties(entry.vm, entry.holds)
+        self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {VM: properties}])
+        self.emit(ROOT, MANAGER, "VMAdded", "so", [entry.vm.name, path])
+
+    def changed(self, before: Entry, after: Entry, cause: Cause) -> None:
+        """A VM is not what it was."""
+        changes = wire.vm_changes((before.vm, before.holds), (after.vm, after.holds))
+        if changes:
+            path = vm_path(after.vm.name)
+            self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, changes, []])
+
+    def removed(self, entry: Entry, cause: Cause) -> None:
+        """A VM has left the book."""
+        path = vm_path(entry.vm.name)
+        self.emit(
+            ROOT,
+            OBJECT_MANAGER,
+            "InterfacesRemoved",
+            "oas",
+            [path, [VM]],
+        )
+        self.emit(ROOT, MANAGER, "VMRemoved", "so", [entry.vm.name, path])
+
+    def drift(self, finding: Finding) -> None:
+        """An object is not what the book says."""
+        self.emit(ROOT, MANAGER, "DriftFound", "a{sv}", [wire.finding(finding)])

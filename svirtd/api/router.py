@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Messages to handlers: standard interfaces, limits, errors by name, descriptors closed.
+
+Every call runs as its own task. An unexpected exception never reaches the caller: it gets a fixed
+text, the log gets the details.
+"""
+
+import asyncio
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+from svirtd.api.contract import (
+    INTROSPECTABLE,
+    MANAGER,
+    OBJECT_MANAGER,
+    PEER,
+    ROOT,
+    VM,
+    VM_FOLDER,
+    Interface,
+    interfaces_of,
+    introspection,
+)
+from svirtd.api.objects import Call, Handler, Objects, Reply
+from svirtd.config import Limits
+from svirtd.core.model import Caller
+from svirtd.errors import (
+    Failed,
+    InvalidArgs,
+    LimitsExceeded,
+    NoSuchVM,
+    PropertyReadOnly,
+    SvirtError,
+    UnknownInterface,
+    UnknownMethod,
+    UnknownObject,
+    UnknownProperty,
+)
+from svirtd.host.bus import (
+    BusError,
+    Connection,
+    Message,
+    MessageFlag,
+    MessageType,
+    Variant,
+    unescape_path,
+)
+from svirtd.host.journal import Journal, MessageId, Priority
+
+_INTERNAL: Final = "internal error; the system log has the details (journalctl -u svirtd)"
+_CALLERS_KEPT: Final = 1024
+
+
+class Router:
+    """Serves the contract on one connection."""
+
+    def __init__(
+        self,
+        bus: Connection,
+        objects: Objects,
+        contract: dict[str, Interface],
+        journal: Journal,
+        limits: Callable[[], Limits],
+        spawn: Callable[[Coroutine[Any, Any, None]], None],
+    ) -> None:
+        self._bus = bus
+        self._objects = objects
+        self._contract = contract
+        self._journal = journal
+        self._limits = limits
+        self._spawn = spawn
+        self._pending: Counter[str] = Counter()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._callers: OrderedDict[str, Caller] = OrderedDict()
+        self.handlers: dict[tuple[str, str], Handler] = {
+            **objects.handlers(),
+            (PEER, "Ping"): self._ping,
+            (PEER, "GetMachineId"): self._machine_id,
+        }
+        objects.emit = self._emit
+        bus.handle_methods(self._on_call)
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Refuse new calls and wait for those under way; False if some did not end in time."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    # -- one call ---------------------------------------------------------------------------
+
+    def _on_call(self, msg: Message) -> None:
+        sender = msg.sender
+        limits = self._limits()
+        refusal: SvirtError | None = None
+        if self._stopping:
+            refusal = Failed("svirtd is stopping; try again when it is back")
+        elif self._pending.total() >= limits.pending_calls:
+            refusal = LimitsExceeded(
+                f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
+            )
+        elif self._pending[sender] >= limits.pending_calls_per_sender:
+            refusal = LimitsExceeded(
+                f"you have [limits] pending-calls-per-sender = {limits.pending_calls_per_sender} "
+                "calls under way; wait for some to end"
+            )
+        if refusal is not None:
+            self._close_fds(msg)
+            self._reply_error(msg, refusal)
+            return
+        self._pending[sender] += 1
+        self._idle.clear()
+        self._spawn(self._serve(msg))
+
+    async def _serve(self, msg: Message) -> None:
+        try:
+            reply = await self._answer(msg)
+        except SvirtError as error:
+            self._reply_error(msg, error)
+        except Exception as error:  # noqa: BLE001 -- the edge: nothing unexpected goes out
+            self._journal.exception(f"{msg.member} failed unexpectedly", error)
+            self._reply_error(msg, Failed(_INTERNAL))
+        else:
+            self._reply(msg, reply)
+        finally:
+            self._close_fds(msg)
+            self._pending[msg.sender] -= 1
+            if not self._pending[msg.sender]:
+                del self._pending[msg.sender]
+            if not self._pending:
+                self._idle.set()
+
+    async def _answer(self, msg: Message) -> Reply:
+        vm_name = self._object(msg.path)
+        interface = self._interface(msg)
+        signature = interface.methods[msg.member][0]
+        if msg.signature != signature:
+            raise InvalidArgs(
+                f"{interface.name}.{msg.member} takes {signature!r}, the message has "
+                f"{msg.signature!r}"
+            )
+        caller = await self._caller(msg.sender)
+        call = Call(caller, vm_name, msg.body, tuple(msg.unix_fds))
+        try:
+            match interface.name:
+                case "org.freedesktop.DBus.Introspectable":
+                    return await self._introspect(call, msg.path)
+                case "org.freedesktop.DBus.Properties":
+                    return await self._properties(call, msg.path, msg.member)
+                case "org.freedesktop.DBus.ObjectManager":
+                    return Reply([await self._objects.managed(caller)])
+                case _:
+                    return await self.handlers[interface.name, msg.member](call)
+        except NoSuchVM as error:
+            if vm_name:
+                raise UnknownObject(f"{msg.path}: {error}") from error
+            raise
+        except SvirtError as error:
+            self._record_refusal(msg, call, error)
+            raise
+
+    def _object(self, path: str) -> str:
+        """Return the VM's name of a VM's path, "" for other objects. Raises UnknownObject."""
+        if path == ROOT or path == VM_FOLDER or ROOT.startswith(path.rstrip("/") + "/"):
+            return ""
+        folder, _, element = path.rpartition("/")
+        name = unescape_path(element) if folder == VM_FOLDER else None
+        if not name:
+            raise UnknownObject(f"there is no object at {path}")
+        return name
+
+    def _interface(self, msg: Message) -> Interface:
+        names = interfaces_of(msg.path)
+        if msg.interface is None:  # allowed by D-Bus where only one interface has the member
+            names = tuple(n for n in names if msg.member in self._contract[n].methods)
+            if not names:
+                raise UnknownMethod(f"{msg.path} has no method {msg.member}")
+            return self._contract[names[0]]
+        if msg.interface not in names:
+            raise UnknownInterface(f"{msg.path} has no interface {msg.interface}")
+        interface = self._contract[msg.interface]
+        if msg.member not in interface.methods:
+            raise UnknownMethod(f"{msg.interface} has no method {msg.member}")
+        return interface
+
+    async def _caller(self, unique_name: str) -> Caller:
+        """Return who a sender is. Unique names are never given twice, so the answer stays true."""
+        known = self._callers.get(unique_name)
+        if known is not None:
+            return known
+        try:
+            caller = await self._bus.credentials(unique_name)
+        except (BusError, TimeoutError, KeyError) as error:
+            # Not sure who it is: nobody is served.
+            raise Failed(f"the bus does not say who {unique_name} is ({error})") from error
+        self._callers[unique_name] = caller
+        while len(self._callers) > _CALLERS_KEPT:
+            self._callers.popitem(last=False)
+        return caller
+
+    # -- standard interfaces ----------------------------------------------------------------
+
+    async def _ping(self, _call: Call) -> Reply:
+        return Reply([])
+
+    async def _machine_id(self, _call: Call) -> Reply:
+        reply = await self._bus.call(
+            "org.freedesktop.DBus", "/org/freedesktop/DBus", PEER, "GetMachineId", timeout_s=10.0
+        )
+        return Reply([reply.body[0]])
+
+    async def _introspect(self, call: Call, path: str) -> Reply:
+        if path == VM_FOLDER:
+            try:
+                children = await self._objects.children(call.caller)
+            except SvirtError:
+                children = []  # too many, or not for this caller to see; both are answered so
+        elif path == ROOT:
+            children = ["vm"]
+        elif call.vm_name:
+            await self._objects.vm_properties(call.caller, call.vm_name)  # does it exist?
+            children = []
+        else:
+            rest = ROOT.removeprefix(path.rstrip("/") + "/")
+            children = [rest.partition("/")[0]]
+        return Reply([introspection(self._contract, path, children)])
+
+    async def _properties(self, call: Call, path: str, member: str) -> Reply:
+        name = call.body[0]
+        if name and name not in interfaces_of(path):
+            raise UnknownInterface(f"{path} has no interface {name}")
+        values: dict[str, Variant] = {}
+        if name in (MANAGER, VM) or not name:
+            values = (
+                await self._objects.vm_properties(call.caller, call.vm_name)
+                if call.vm_name
+                else await self._objects.manager_properties(call.caller)
+            )
+        if member == "GetAll":
+            return Reply([values])
+        if call.body[1] not in values:
+            raise UnknownProperty(f"{name or path} has no property {call.body[1]}")
+        if member == "Set":
+            raise PropertyReadOnly(f"{call.body[1]} is read-only; call a method instead")
+        return Reply([values[call.body[1]]])
+
+    # -- out --------------------------------------------------------------------------------
+
+    def _reply(self, msg: Message, reply: Reply) -> None:
+        interface = self._interface(msg)
+        try:
+            if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
+                self._bus.send(
+                    Message.new_method_return(
+                        msg, interface.methods[msg.member][1], reply.body, list(reply.fds)
+                    )
+                )
+        finally:
+            for fd in reply.fds:
+                os.close(fd)
+
+    def _reply_error(self, msg: Message, error: SvirtError) -> None:
+        if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
+            self._bus.send(Message.new_error(msg, error.name, error.text))
+
+    def _emit(
+        self, path: str, interface: str, member: str, signature: str, body: list[Any]
+    ) -> None:
+        self._bus.send(
+            Message(
+                message_type=MessageType.SIGNAL,
+                path=path,
+                interface=interface,
+                member=member,
+                signature=signature,
+                body=body,
+            )
+        )
+
+    def _close_fds(self, msg: Message) -> None:
+        for fd in msg.unix_fds:
+            os.close(fd)
+        msg.unix_fds = []
+
+    def _record_refusal(self, msg: Message, call: Call, error: SvirtError) -> None:
+        named = call.vm_name or (call.body[0] if msg.signature.startswith("s") else "")
+        self._journal.record(
+            MessageId.REFUSED,
+            f"{msg.member} refused: {error}",
+            priority=Priority.NOTICE,
+            SVIRT_VM=str(named)[:64],
+            SVIRT_OPERATION=msg.member.lower(),
+            SVIRT_CALLER_UID=call.caller.uid,
+            SVIRT_ERROR=error.name,
+        )
+
+
+__all__ = ["INTROSPECTABLE", "OBJECT_MANAGER", "Router"]

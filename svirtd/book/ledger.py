@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The write-ahead record of operations: opened durably before the first label, closed after the last.
+
+Called inside a transaction. An operation that is still open at start was cut off; its steps say
+which label every object may carry.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+
+from svirtd.book import registry
+from svirtd.book.store import Database
+from svirtd.core.model import VM, Identity, Operation, OperationKind, Step
+
+
+def open_operation(
+    db: Database,
+    kind: OperationKind,
+    vm: VM,
+    steps: Sequence[Step],
+    *,
+    created: bool,
+    caller_uid: int,
+) -> Operation:
+    """Record what is about to be done. `created`: the VM is new with this operation."""
+    text = json.dumps([(s.identity.dev, s.identity.ino, s.path, s.old, s.new) for s in steps])
+    row = db.execute(
+        "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+        " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+        [kind.value, vm.id, int(created), caller_uid, text, time.time_ns() // 1000],
+    ).fetchone()
+    return Operation(row[0], kind, vm, created, caller_uid, tuple(steps))
+
+
+def close_operation(db: Database, operation: Operation) -> None:
+    """Record that an operation is finished or undone."""
+    db.execute("DELETE FROM operation WHERE id = ?", [operation.id])
+
+
+def close_all(db: Database, vm: VM) -> None:
+    """Drop what is open for a VM, because a later operation takes its steps over."""
+    db.execute("DELETE FROM operation WHERE vm_id = ?", [vm.id])
+
+
+def unfinished(db: Database, vm_id: str | None = None) -> list[Operation]:
+    """Return the open operations (of one VM), oldest first."""
+    where, values = ("WHERE vm_id = ? ", [vm_id]) if vm_id is not None else ("", [])
+    rows = db.execute(
+        f"SELECT id, kind, vm_id, created, caller_uid, steps FROM operation {where}ORDER BY id",
+        values,
+    ).fetchall()
+    operations = []
+    for id_, kind, owner, created, caller_uid, steps in rows:
+        vm = registry.vm_by_id(db, owner)
+        # The foreign key makes a missing VM impossible; a book that has one is corrupt.
+        if vm is None:
+            raise ValueError(f"operation {id_} belongs to no VM")
+        operations.append(
+            Operation(
+                id_,
+                OperationKind(kind),
+                vm,
+                bool(created),
+                caller_uid,
+                tuple(Step(Identity(d, i), p, old, new) for d, i, p, old, new in json.loads(steps)),
+            )
+        )
+    return operations

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pool's row, the queue of returned ranks and the quarantine. Called inside a transaction."""
+
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from svirtd.book.store import Database
+from svirtd.core.model import Counts, Identity
+from svirtd.core.pool import Drawn, Permutation, PoolState, Shape, draw
+from svirtd.errors import StartError
+
+_KEY_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class PoolText:
+    """The configuration that ranks depend on, as written."""
+
+    private: str
+    groups: str
+    reserved: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A quarantined object: it may still carry the categories of `rank`."""
+
+    id: int
+    rank: int
+    vm_name: str
+    identity: Identity
+    path: str
+    label: str
+    reason: str
+
+
+def prepare(db: Database, text: PoolText, shape: Shape) -> Permutation:
+    """Return this book's permutation; make its pool on first use.
+
+    Raises StartError if the configuration has changed while ranks of the old one are in use:
+    the same rank would mean other categories.
+    """
+    row = db.execute("SELECT private, groups, reserved, size, key FROM pool").fetchone()
+    wanted = (text.private, text.groups, text.reserved, text.size)
+    if row is not None and tuple(row[:4]) != wanted:
+        _refuse_if_used(db, row, wanted)
+        db.execute("DELETE FROM pool")
+        db.execute("DELETE FROM returned")
+        row = None
+    if row is not None:
+        return Permutation(row[4], shape.total)
+    key = secrets.token_bytes(_KEY_BYTES)
+    db.execute(
+        "INSERT INTO pool(one, private, groups, reserved, size, key, cursor, returned, quarantined)"
+        " VALUES (1, ?, ?, ?, ?, ?, 0, 0, 0)",
+        [*wanted, key],
+    )
+    return Permutation(key, shape.total)
+
+
+def _refuse_if_used(db: Database, row: tuple[object, ...], wanted: tuple[object, ...]) -> None:
+    used = (
+        db.execute("SELECT 1 FROM vm LIMIT 1").fetchone()
+        or db.execute("SELECT 1 FROM quarantine LIMIT 1").fetchone()
+    )
+    if used:
+        names = ("private", "groups", "reserved", "private-size")
+        changed = [
+            f"{name} was {old!r} and is {new!r}"
+            for name, old, new in zip(names, row, wanted, strict=False)
+            if old != new
+        ]
+        raise StartError(
+            "[labels] may not change while VMs are in the book: "
+            + "; ".join(changed)
+            + ". Put the old values back, or release and forget every VM first"
+        )
+
+
+def draw_rank(
+    db: Database, permutation: Permutation, is_blocked: Callable[[int], bool], blocked_limit: int
+) -> int:
+    """Take the next rank out of the pool. Raises PoolExhausted."""
+    drawn = _next(db, permutation, is_blocked, blocked_limit)
+    rank = drawn.issued()
+    if drawn.consumed_returned:
+        db.execute(
+            "DELETE FROM returned WHERE seq IN (SELECT seq FROM returned ORDER BY seq LIMIT ?)",
+            [drawn.consumed_returned],
+        )
+    for blocked in drawn.put_back:
+        db.execute("INSERT INTO returned(rank) VALUES (?)", [blocked])
+    db.execute(
+        "UPDATE pool SET cursor = ?, returned = returned + ?",
+        [drawn.cursor, len(drawn.put_back) - drawn.consumed_returned],
+    )
+    return rank
+
+
+def peek_rank(
+    db: Database, permutation: Permutation, is_blocked: Callable[[int], bool], blocked_limit: int
+) -> int:
+    """Return the rank that draw_rank would take, and take nothing. Raises PoolExhausted."""
+    return _next(db, permutation, is_blocked, blocked_limit).issued()
+
+
+def _next(
+    db: Database, permutation: Permutation, is_blocked: Callable[[int], bool], blocked_limit: int
+) -> Drawn:
+    return draw(
+        permutation,
+        _state(db),
+        returned=(rank for (rank,) in db.execute("SELECT rank FROM returned ORDER BY seq")),
+        is_blocked=is_blocked,
+        blocked_limit=blocked_limit,
+    )
+
+
+def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
+    """Remember objects that may still carry the categories of a rank."""
+    now_us = time.time_ns() // 1000
+    for one in suspects:
+        db.execute(
+            "INSERT INTO quarantine(rank, vm_name, dev, ino, path, label, reason, since_us)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            [
+                rank,
+                one.vm_name,
+                one.identity.dev,
+                one.identity.ino,
+                one.path,
+                one.label,
+                one.reason,
+                now_us,
+            ],
+        )
+
+
+def retire(db: Database, rank: int) -> None:
+    """Take a rank from its VM: to the end of the queue if it is proven clean, else to quarantine."""
+    if _suspected(db, rank):
+        db.execute("UPDATE pool SET quarantined = quarantined + 1")
+    else:
+        _give_back(db, rank)
+
+
+def suspects(db: Database, limit: int) -> list[Suspect]:
+    """Return the quarantined objects, oldest first."""
+    rows = db.execute(
+        "SELECT id, rank, vm_name, dev, ino, path, label, reason FROM quarantine"
+        " ORDER BY id LIMIT ?",
+        [limit],
+    )
+    return [
+        Suspect(id_, rank, vm_name, Identity(dev, ino), path, label, reason)
+        for id_, rank, vm_name, dev, ino, path, label, reason in rows
+    ]
+
+
+def seen_clean(db: Database, suspect: Suspect) -> None:
+    """Forget a suspect; the last one of a rank without a VM lets the rank back into the pool."""
+    db.execute("DELETE FROM quarantine WHERE id = ?", [suspect.id])
+    owned = db.execute("SELECT 1 FROM vm WHERE rank = ?", [suspect.rank]).fetchone()
+    if owned is None and not _suspected(db, suspect.rank):
+        db.execute("UPDATE pool SET quarantined = quarantined - 1")
+        _give_back(db, suspect.rank)
+
+
+def quarantined_ranks(db: Database, ranks: Sequence[int]) -> list[tuple[int, str]]:
+    """Return (rank, former VM) for those of `ranks` that are in quarantine."""
+    found = []
+    for rank in ranks:
+        row = db.execute("SELECT vm_name FROM quarantine WHERE rank = ?", [rank]).fetchone()
+        if row is not None:
+            found.append((rank, row[0]))
+    return found
+
+
+def counts(db: Database) -> Counts:
+    """Return the live figures; the cost does not depend on how many VMs are reserved."""
+    state = _state(db)
+    (active,) = db.execute("SELECT count(*) FROM vm WHERE state <> 'reserved'").fetchone()
+    return Counts(active, state.in_use, state.quarantined)
+
+
+def _state(db: Database) -> PoolState:
+    return PoolState(*db.execute("SELECT cursor, returned, quarantined FROM pool").fetchone())
+
+
+def _suspected(db: Database, rank: int) -> bool:
+    return db.execute("SELECT 1 FROM quarantine WHERE rank = ?", [rank]).fetchone() is not None
+
+
+def _give_back(db: Database, rank: int) -> None:
+    db.execute("INSERT INTO returned(rank) VALUES (?)", [rank])
+    db.execute("UPDATE pool SET returned = returned + 1")

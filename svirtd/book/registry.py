@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""VMs and holds: rows to values and back. Called inside a transaction or a read."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from svirtd.book.store import Database
+from svirtd.core.model import (
+    VM,
+    Access,
+    Hold,
+    Identity,
+    Lifetime,
+    Snapshot,
+    State,
+)
+
+_VM = (
+    "id, name, owner_uid, state, reason, goal, uuid, rank, categories, process_context,"
+    " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us"
+)
+_HOLD = "h.vm_id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original"
+
+
+def _vm(row: Sequence[Any]) -> VM:
+    return VM(
+        id=row[0],
+        name=row[1],
+        owner_uid=row[2],
+        state=State(row[3]),
+        reason=row[4],
+        goal=row[5],
+        uuid=row[6],
+        rank=row[7],
+        categories=row[8],
+        process_context=row[9],
+        image_context=row[10],
+        unit=row[11],
+        main_pid=row[12],
+        runtime_dir=row[13],
+        persistent=bool(row[14]),
+        lifetime=Lifetime(row[15]),
+        caller=row[16],
+        created_us=row[17],
+    )
+
+
+def _hold(row: Sequence[Any]) -> Hold:
+    vm_id, vm_name, dev, ino, path, access, label, original = row
+    return Hold(vm_id, vm_name, Identity(dev, ino), path, Access(access), label, original)
+
+
+def vm_by_name(db: Database, name: str) -> VM | None:
+    """Return the VM of this name."""
+    row = db.execute(f"SELECT {_VM} FROM vm WHERE name = ?", [name]).fetchone()
+    return None if row is None else _vm(row)
+
+
+def vm_by_id(db: Database, vm_id: str) -> VM | None:
+    """Return the VM of this Id."""
+    row = db.execute(f"SELECT {_VM} FROM vm WHERE id = ?", [vm_id]).fetchone()
+    return None if row is None else _vm(row)
+
+
+def vm_by_rank(db: Database, rank: int) -> VM | None:
+    """Return the VM that has this private set."""
+    row = db.execute(f"SELECT {_VM} FROM vm WHERE rank = ?", [rank]).fetchone()
+    return None if row is None else _vm(row)
+
+
+def vm_by_pid(db: Database, pid: int) -> VM | None:
+    """Return the running VM with this main process."""
+    row = db.execute(
+        f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND main_pid = ?", [pid]
+    ).fetchone()
+    return None if row is None else _vm(row)
+
+
+def vm_by_unit(db: Database, unit: str) -> VM | None:
+    """Return the VM that runs as this unit."""
+    row = db.execute(
+        f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND unit = ?", [unit]
+    ).fetchone()
+    return None if row is None else _vm(row)
+
+
+def active_vms(db: Database) -> list[VM]:
+    """Return the VMs that are more than a reservation."""
+    return [_vm(r) for r in db.execute(f"SELECT {_VM} FROM vm WHERE state <> 'reserved'")]
+
+
+def caller_vms(db: Database) -> list[VM]:
+    """Return the VMs that end with their caller."""
+    return [
+        _vm(r)
+        for r in db.execute(
+            f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND lifetime = 'caller'"
+        )
+    ]
+
+
+def all_vms(db: Database, limit: int) -> list[VM] | None:
+    """Return every VM by name; None if there are more than `limit`."""
+    rows = db.execute(f"SELECT {_VM} FROM vm ORDER BY name LIMIT ?", [limit + 1]).fetchall()
+    return None if len(rows) > limit else [_vm(r) for r in rows]
+
+
+def add_vm(db: Database, vm: VM) -> None:
+    """Insert a VM whose name and rank are free."""
+    db.execute(
+        f"INSERT INTO vm({_VM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        [
+            vm.id,
+            vm.name,
+            vm.owner_uid,
+            vm.state.value,
+            vm.reason,
+            vm.goal,
+            vm.uuid,
+            vm.rank,
+            vm.categories,
+            vm.process_context,
+            vm.image_context,
+            vm.unit,
+            vm.main_pid,
+            vm.runtime_dir,
+            int(vm.persistent),
+            vm.lifetime.value,
+            vm.caller,
+            vm.created_us,
+        ],
+    )
+
+
+def update_vm(db: Database, vm: VM) -> None:
+    """Write what may change in a VM's life."""
+    db.execute(
+        "UPDATE vm SET state = ?, reason = ?, goal = ?, uuid = ?, process_context = ?,"
+        " image_context = ?, unit = ?, main_pid = ?, runtime_dir = ?, persistent = ?,"
+        " lifetime = ?, caller = ? WHERE id = ?",
+        [
+            vm.state.value,
+            vm.reason,
+            vm.goal,
+            vm.uuid,
+            vm.process_context,
+            vm.image_context,
+            vm.unit,
+            vm.main_pid,
+            vm.runtime_dir,
+            int(vm.persistent),
+            vm.lifetime.value,
+            vm.caller,
+            vm.id,
+        ],
+    )
+
+
+def remove_vm(db: Database, vm_id: str) -> None:
+    """Delete a VM that has no holds and no open operation."""
+    db.execute("DELETE FROM vm WHERE id = ?", [vm_id])
+
+
+def add_holds(db: Database, holds: Sequence[Hold]) -> None:
+    """Insert holds of one VM."""
+    db.conn.executemany(
+        "INSERT INTO hold(vm_id, dev, ino, path, access, label, original)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [
+            (
+                h.vm_id,
+                h.identity.dev,
+                h.identity.ino,
+                h.path,
+                h.access.value,
+                h.label,
+                h.original,
+            )
+            for h in holds
+        ],
+    )
+
+
+def remove_holds(db: Database, vm_id: str) -> None:
+    """Delete every hold of a VM."""
+    db.execute("DELETE FROM hold WHERE vm_id = ?", [vm_id])
+
+
+def holds_of(db: Database, vm_id: str) -> list[Hold]:
+    """Return what a VM holds, in the order in which it was asked for."""
+    return [
+        _hold(r)
+        for r in db.execute(
+            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id"
+            " WHERE h.vm_id = ? ORDER BY h.rowid",
+            [vm_id],
+        )
+    ]
+
+
+def holds_on(db: Database, identity: Identity) -> list[Hold]:
+    """Return who holds an object, the earliest first."""
+    return [
+        _hold(r)
+        for r in db.execute(
+            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id"
+            " WHERE h.dev = ? AND h.ino = ? ORDER BY h.rowid",
+            [identity.dev, identity.ino],
+        )
+    ]
+
+
+def holds_at(db: Database, path: str) -> list[Hold]:
+    """Return who holds an object that was found at this path."""
+    return [
+        _hold(r)
+        for r in db.execute(
+            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id WHERE h.path = ?", [path]
+        )
+    ]
+
+
+def snapshot(db: Database, identities: Sequence[Identity]) -> Snapshot:
+    """Return what the book says about these objects."""
+    found = {i: holds_on(db, i) for i in identities}
+    return Snapshot({i: holds for i, holds in found.items() if holds})

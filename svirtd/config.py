@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration: one TOML file and its drop-ins become one frozen value.
+
+`FILE` is read first, then `FILE.d/*.toml` in the order of their names; a later key wins. Every
+error names the file, the key and what was expected, and stops the daemon: a setting that was
+mistyped must not silently become the default.
+"""
+
+import glob
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from svirtd.core.mcs import Context, parse_categories, parse_context
+from svirtd.core.pool import Shape, make_shape
+from svirtd.errors import ConfigError
+
+DEFAULT_PATH: Final = "/etc/svirtd/svirtd.toml"
+
+# What an administrator's disk images carry in the reference policy and in Fedora's. Never a type
+# of the host (etc_t, bin_t, shadow_t, a device type), and not svirt_image_t: a file that carries
+# it belongs to some VM, ours or libvirt's.
+_RELABEL_FROM: Final = (
+    "virt_image_t",
+    "virt_content_t",
+    "virt_var_lib_t",
+    "user_home_t",
+    "user_tmp_t",
+    "unlabeled_t",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Ceilings; a request past one gets LimitsExceeded with its name."""
+
+    vms: int = 500_000
+    resources: int = 256
+    pending_calls: int = 1024
+    pending_calls_per_sender: int = 256
+    command_bytes: int = 131_072
+    listed_vms: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything the daemon is told from outside. A context that is None comes from the policy."""
+
+    require: str = "enforcing"
+    registry_path: str = "/var/lib/svirtd/book.sqlite"
+    group_commit: bool = True
+    runtime_directory: str = "/run/svirtd"
+    private: str = "c0.c767"
+    groups: str = "c768.c1023"
+    reserved: str = ""
+    private_size: int = 2
+    process_context: Context | None = None
+    image_context: Context | None = None
+    content_context: Context | None = None
+    relabel_from: frozenset[str] = frozenset(_RELABEL_FROM)
+    slice: str = "machine.slice"
+    start_timeout_s: int = 30
+    stop_timeout_s: int = 100
+    limits: Limits = Limits()
+
+    @property
+    def shape(self) -> Shape:
+        """The private pool that the label settings describe; checked when they were read."""
+        return make_shape(
+            parse_categories(self.private),
+            self.group_categories,
+            parse_categories(self.reserved),
+            self.private_size,
+        )
+
+    @property
+    def group_categories(self) -> frozenset[int]:
+        """The categories that groups may own, reserved ones taken out."""
+        return parse_categories(self.groups) - parse_categories(self.reserved)
+
+
+Reader = Callable[[Any], Any]
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a string")
+    return value
+
+
+def _absolute(value: Any) -> str:
+    text = _text(value)
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("an absolute path")
+    return os.path.normpath(text)
+
+
+def _categories(value: Any) -> str:
+    parse_categories(_text(value))
+    return str(value)
+
+
+def _context(value: Any) -> Context:
+    return parse_context(_text(value))
+
+
+def _number(low: int, high: int) -> Reader:
+    def read(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return read
+
+
+def _boolean(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _require(value: Any) -> str:
+    if value not in ("enforcing", "permissive", "none"):
+        raise ValueError('"enforcing", "permissive" or "none"')
+    return str(value)
+
+
+def _slice(value: Any) -> str:
+    text = _text(value)
+    if not text.endswith(".slice") or "/" in text or len(text) > 255:
+        raise ValueError('the name of a slice, such as "machine.slice"')
+    return text
+
+
+def _types(value: Any) -> frozenset[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) for v in value):
+        raise ValueError("a list of type names")
+    for name in value:
+        if not name.isascii() or not name.replace("_", "").isalnum():
+            raise ValueError(f"type names, not {name!r}")
+    return frozenset(value)
+
+
+# Section and key → where it goes and how it is read. A reader's ValueError says what was expected.
+_KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
+    ("selinux", "require"): ("require", _require),
+    ("registry", "path"): ("registry_path", _absolute),
+    ("registry", "group-commit"): ("group_commit", _boolean),
+    ("runtime", "directory"): ("runtime_directory", _absolute),
+    ("labels", "private"): ("private", _categories),
+    ("labels", "groups"): ("groups", _categories),
+    ("labels", "reserved"): ("reserved", _categories),
+    ("labels", "private-size"): ("private_size", _number(1, 5)),
+    ("labels", "process-context"): ("process_context", _context),
+    ("labels", "image-context"): ("image_context", _context),
+    ("labels", "content-context"): ("content_context", _context),
+    ("labels", "relabel-from"): ("relabel_from", _types),
+    ("launch", "slice"): ("slice", _slice),
+    ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
+    ("launch", "stop-timeout"): ("stop_timeout_s", _number(1, 3600)),
+    ("limits", "vms"): ("vms", _number(1, 10_000_000)),
+    ("limits", "resources"): ("resources", _number(1, 100_000)),
+    ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
+    ("limits", "pending-calls-per-sender"): ("pending_calls_per_sender", _number(1, 1_000_000)),
+    ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
+    ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),
+}
+
+
+def load(path: str | None) -> Config:
+    """Read the file at `path` and its drop-ins; the default file may be absent, a named one not.
+
+    Raises ConfigError.
+    """
+    main = path if path is not None else DEFAULT_PATH
+    values: dict[str, Any] = {}
+    limits: dict[str, Any] = {}
+    if path is not None or os.path.exists(main):
+        _read_file(main, values, limits)
+    for drop_in in sorted(glob.glob(glob.escape(main) + ".d/*.toml")):
+        _read_file(drop_in, values, limits)
+    config = replace(Config(), **values, limits=Limits(**limits))
+    try:
+        _ = config.shape
+    except ValueError as error:
+        raise ConfigError(
+            f"{main}: [labels] private, groups, reserved, private-size: {error}"
+        ) from error
+    return config
+
+
+def _read_file(path: str, values: dict[str, Any], limits: dict[str, Any]) -> None:
+    try:
+        with open(path, "rb") as file:
+            tables = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    for section, table in tables.items():
+        known = sorted(key for where, key in _KEYS if where == section)
+        if not known:
+            sections = ", ".join(sorted({f"[{where}]" for where, _ in _KEYS}))
+            raise ConfigError(f"{path}: [{section}]: unknown section; expected one of {sections}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {section}: expected a section, [{section}], with keys")
+        for key, value in table.items():
+            if (section, key) not in _KEYS:
+                raise ConfigError(
+                    f"{path}: [{section}] {key}: unknown key; expected one of {', '.join(known)}"
+                )
+            field, reader = _KEYS[section, key]
+            try:
+                read = reader(value)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}: [{section}] {key}: {value!r} cannot be used; expected {error}"
+                ) from error
+            (limits if section == "limits" else values)[field] = read
+
+
+def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
+    """Return what a running daemon uses from now on, and the fields that need a restart."""
+    live = replace(
+        old,
+        relabel_from=new.relabel_from,
+        start_timeout_s=new.start_timeout_s,
+        stop_timeout_s=new.stop_timeout_s,
+        slice=new.slice,
+        limits=new.limits,
+    )
+    waiting = [
+        field
+        for field in Config.__dataclass_fields__
+        if getattr(live, field) != getattr(new, field)
+    ]
+    return live, waiting

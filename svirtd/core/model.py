@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The things svirtd speaks of, as plain values. No I/O, no behaviour beyond small derivations."""
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from svirtd.core.mcs import Context
+
+
+class Access(enum.StrEnum):
+    """How a VM uses a resource."""
+
+    EXCLUSIVE = "exclusive"
+    READONLY = "readonly"
+    PUBLIC = "public"
+
+
+class State(enum.StrEnum):
+    """Where a VM is in its life; the contract words each."""
+
+    RESERVED = "reserved"
+    LABELLED = "labelled"
+    RUNNING = "running"
+    RELEASING = "releasing"
+    FAILED = "failed"
+
+
+class Lifetime(enum.StrEnum):
+    """What ends a VM's labels besides Release."""
+
+    RELEASE = "release"
+    CALLER = "caller"
+
+
+class Mode(enum.StrEnum):
+    """What the kernel does with labels."""
+
+    ENFORCING = "enforcing"
+    PERMISSIVE = "permissive"
+    DISABLED = "disabled"
+
+
+class OperationKind(enum.StrEnum):
+    """What an open entry of the ledger was about to do."""
+
+    ACQUIRE = "acquire"
+    LAUNCH = "launch"
+    RELEASE = "release"
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request, by the bus's word. `pid` is for the log, never for a decision."""
+
+    unique_name: str
+    uid: int
+    pid: int = 0
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Identity:
+    """Device and inode: what a file is under whatever name, link or mount it is reached."""
+
+    dev: int
+    ino: int
+
+    def __str__(self) -> str:
+        return f"{self.dev >> 8 & 0xFFF}:{(self.dev & 0xFF) | (self.dev >> 12 & 0xFFF00)}/{self.ino}"
+
+
+class Kind(enum.StrEnum):
+    """What an opened object is."""
+
+    FILE = "regular file"
+    BLOCK = "block device"
+    DIRECTORY = "directory"
+    CHARACTER = "character device"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    LINK = "symbolic link"
+    OTHER = "object of an unknown kind"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceRequest:
+    """One resource as the caller named it: by path, or by a descriptor of its own."""
+
+    path: str | None
+    fd: int | None
+    access: Access
+
+    @property
+    def named(self) -> str:
+        """The resource in the caller's words, for messages."""
+        return self.path if self.path is not None else "the passed descriptor"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What Acquire, Launch and Plan ask for, checked for form but not yet against the book."""
+
+    name: str
+    resources: tuple[ResourceRequest, ...]
+    goal: str
+    uuid: str
+    persistent: bool
+    lifetime: Lifetime
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What Launch starts, and how. `properties` are (systemd property, signature, value)."""
+
+    argv: tuple[str, ...]
+    user: str
+    environment: tuple[str, ...]
+    working_directory: str
+    properties: tuple[tuple[str, str, object], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An opened object as it was found: identity, kind, links and label.
+
+    `path` is the daemon's own name for it, under which it can be found again; `label` is None
+    where the object carries none.
+    """
+
+    named: str
+    access: Access
+    path: str
+    identity: Identity
+    kind: Kind
+    links: int
+    setid: bool
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class VM:
+    """A VM of the book."""
+
+    id: str
+    name: str
+    owner_uid: int
+    state: State
+    reason: str
+    goal: str
+    uuid: str
+    rank: int
+    categories: str
+    process_context: str
+    image_context: str
+    unit: str
+    main_pid: int
+    runtime_dir: str
+    persistent: bool
+    lifetime: Lifetime
+    caller: str
+    created_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One VM's use of one object. `label` is what svirtd set, `original` what it found."""
+
+    vm_id: str
+    vm_name: str
+    identity: Identity
+    path: str
+    access: Access
+    label: str
+    original: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One label change: of the object at `path`, if it still is `identity`, from `old` to `new`."""
+
+    identity: Identity
+    path: str
+    old: str | None
+    new: str | None
+
+    def undone(self) -> "Step":
+        """The step that takes this one back."""
+        return Step(self.identity, self.path, old=self.new, new=self.old)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An entry of the ledger that has been opened and not yet closed."""
+
+    id: int
+    kind: OperationKind
+    vm: VM
+    created: bool
+    caller_uid: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contexts:
+    """The base contexts that labels are made from; categories are put on by the plan."""
+
+    process: Context
+    image: Context
+    content: Context
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Live figures of the book."""
+
+    vms_active: int
+    pairs_in_use: int
+    pairs_quarantined: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One difference between the book and the machine."""
+
+    kind: str
+    vm_name: str
+    path: str
+    expected: str
+    found: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnitState:
+    """What systemd says of a unit."""
+
+    name: str
+    active: str
+    result: str
+    main_pid: int
+    exit_code: int
+    exit_status: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether no process of the unit is left."""
+        return self.active in ("inactive", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What the book says about the objects that a request names."""
+
+    holds: Mapping[Identity, Sequence[Hold]] = field(default_factory=dict)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a VM may be called, and the names derived from that. Pure."""
+
+import re
+
+from svirtd.errors import InvalidArgs
+
+# 60 bytes, each escaped to four, still make a unit name below systemd's 255.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@:+-]{0,58}[A-Za-z0-9._@:+-])?")
+_SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_UNIT_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
+UNIT_PREFIX = "svirt-"
+
+
+def check_vm_name(name: str) -> str:
+    """Return `name` if it can be a VM's. Raises InvalidArgs that says the rule."""
+    if not _NAME.fullmatch(name):
+        raise InvalidArgs(
+            f"name {_short(name)} is not a VM name; a name has 1 to 60 ASCII letters, digits, "
+            "blanks or . _ @ : + -, begins with a letter or digit and does not end with a blank"
+        )
+    return name
+
+
+def check_socket_name(name: str) -> str:
+    """Return `name` if it can be a socket's in a runtime folder. Raises InvalidArgs."""
+    if not _SOCKET.fullmatch(name):
+        raise InvalidArgs(
+            f"socket {_short(name)} is not a socket name; it has 1 to 32 ASCII letters, digits or "
+            ". _ -, and begins with a letter or digit"
+        )
+    return name
+
+
+def check_uuid(text: str) -> str:
+    """Return `text` in lower case if it is a UUID. Raises InvalidArgs."""
+    if not _UUID.fullmatch(text):
+        raise InvalidArgs(
+            f"uuid {_short(text)} is not a UUID; expected 8-4-4-4-12 hexadecimal digits"
+        )
+    return text.lower()
+
+
+def unit_name(vm_name: str) -> str:
+    """Return the transient unit of a VM, its name escaped as systemd-escape does it."""
+    escaped = "".join(c if c in _UNIT_PLAIN else f"\\x{ord(c):02x}" for c in vm_name)
+    return f"{UNIT_PREFIX}{escaped}.service"
+
+
+def machine_name(vm_name: str) -> str:
+    """Return a name that machined takes for this VM: a host name of at most 64 characters."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", vm_name)
+    return re.sub(r"\.+", ".", name).strip(".-") or "vm"
+
+
+def _short(text: str) -> str:
+    """`text` quoted and cut for a message; repr keeps control characters out of terminals."""
+    return repr(text if len(text) <= 64 else text[:64] + "…")

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Request and snapshot in, plan out: what will be labelled and what is refused. Pure.
+
+This is the one place that decides whether an object may be labelled for a VM. The order of the
+rules is part of the contract: who holds an object is said before what is wrong with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from svirtd.core.goals import Goal, resource_context
+from svirtd.core.mcs import parse_context
+from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot, Step
+from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused, SvirtError
+
+# An object without a label is what the kernel shows as this type on a system with SELinux.
+UNLABELLED_TYPE = "unlabeled_t"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the configuration says about objects: the types that svirtd may take a file from."""
+
+    relabel_from: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to one resource: a step (None if its label is right already), or a refusal."""
+
+    seen: Seen
+    target: str
+    original: str | None
+    step: Step | None
+    refusal: SvirtError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Decisions in the order of the request."""
+
+    decisions: tuple[Decision, ...]
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The label changes, in order."""
+        return tuple(d.step for d in self.decisions if d.step is not None)
+
+    def refuse(self) -> None:
+        """Raise the first refusal, if there is one."""
+        for decision in self.decisions:
+            if decision.refusal is not None:
+                raise decision.refusal
+
+
+def plan(
+    vm_id: str,
+    seen: Sequence[Seen],
+    snapshot: Snapshot,
+    contexts: Contexts,
+    pair: frozenset[int],
+    goal: Goal,
+    rules: Rules,
+) -> Plan:
+    """Decide about each resource of a request.
+
+    `vm_id` is the requesting VM, whose own holds are in the way of a second hold too. Raises
+    InvalidArgs when the request names one object twice; every other refusal is in the plan.
+    """
+    _refuse_duplicates(seen)
+    targets = {a: str(resource_context(contexts, a, pair)) for a in {one.access for one in seen}}
+    return Plan(
+        tuple(
+            _decide(vm_id, one, snapshot.holds.get(one.identity, ()), targets, goal, rules)
+            for one in seen
+        )
+    )
+
+
+def _refuse_duplicates(seen: Sequence[Seen]) -> None:
+    first: dict[Identity, Seen] = {}
+    for one in seen:
+        other = first.setdefault(one.identity, one)
+        if other is not one:
+            raise InvalidArgs(
+                f"{one.named} and {other.named} are the same file; name each resource once"
+            )
+
+
+def _decide(
+    vm_id: str,
+    seen: Seen,
+    holds: Sequence[Hold],
+    targets: dict[Access, str],
+    goal: Goal,
+    rules: Rules,
+) -> Decision:
+    target = targets[seen.access]
+    try:
+        if seen.access not in goal.accesses:
+            raise ResourceRefused(
+                f"{seen.named}: goal {goal.name!r} does not allow access {seen.access.value!r}"
+            )
+        if holds:
+            _refuse_conflict(vm_id, seen, holds)
+            # Shared with earlier public holders: the label stays, the original is the first one's.
+            _refuse_foreign_change(seen, holds[0])
+            return Decision(seen, target, holds[0].original, None, None)
+        _refuse_kind(seen)
+        _refuse_type(seen, rules)
+    except SvirtError as error:
+        return Decision(seen, target, seen.label, None, error)
+    # The step is there even when the label is right by chance: the book must know the original.
+    step = Step(seen.identity, seen.path, old=seen.label, new=target)
+    return Decision(seen, target, seen.label, step, None)
+
+
+def _refuse_conflict(vm_id: str, seen: Seen, holds: Sequence[Hold]) -> None:
+    """Invariant 5: an exclusive object has one holder, under whatever name it is reached."""
+    for hold in holds:
+        if hold.vm_id == vm_id:
+            raise ResourceBusy(
+                f"{seen.named} is held by VM {hold.vm_name!r} already; release it first"
+            )
+        if seen.access is not Access.PUBLIC or hold.access is not Access.PUBLIC:
+            raise ResourceBusy(
+                f"{seen.named} is held by VM {hold.vm_name!r} with access "
+                f"{hold.access.value!r} (as {hold.path}); release that VM first, or give both VMs "
+                "access 'public' if they only read"
+            )
+
+
+def _refuse_foreign_change(seen: Seen, hold: Hold) -> None:
+    if seen.label != hold.label:
+        raise ResourceRefused(
+            f"{seen.named} carries {seen.label or 'no label'} but VM {hold.vm_name!r} holds it as "
+            f"{hold.label}; somebody changed it: restore that label or release the VM"
+        )
+
+
+def _refuse_kind(seen: Seen) -> None:
+    if seen.kind is Kind.DIRECTORY:
+        raise ResourceRefused(
+            f"{seen.named} is a directory; directory trees are not supported by this version: "
+            "name the files in it"
+        )
+    if seen.kind not in (Kind.FILE, Kind.BLOCK):
+        raise ResourceRefused(
+            f"{seen.named} is a {seen.kind.value}; only regular files and block devices are labelled"
+        )
+    if seen.links > 1 and seen.kind is Kind.FILE:
+        # Another name of the file may lie where its owner, or a service, expects the old label.
+        raise ResourceRefused(
+            f"{seen.named} has {seen.links} hard links; a file with other names is not relabelled: "
+            "make a copy"
+        )
+    if seen.links == 0:
+        raise ResourceRefused(
+            f"{seen.named} is deleted; its label could not be given back: use a file with a name"
+        )
+    if seen.setid:
+        raise ResourceRefused(f"{seen.named} is a setuid or setgid file; such files are never labelled")
+
+
+def _refuse_type(seen: Seen, rules: Rules) -> None:
+    """Only types of the list are taken: a host file must not become a VM's by anyone's slip."""
+    if seen.label is None:
+        found = UNLABELLED_TYPE
+    else:
+        try:
+            found = parse_context(seen.label).type
+        except ValueError as error:
+            raise ResourceRefused(
+                f"{seen.named} carries {seen.label!r}, which is not a context ({error}); "
+                "restore its label first"
+            ) from None
+    if found not in rules.relabel_from:
+        raise ResourceRefused(
+            f"{seen.named} has type {found}, which is not in [labels] relabel-from "
+            f"({', '.join(sorted(rules.relabel_from))}); if no other VM or service uses the file, "
+            "give it one of these types (for a disk image: chcon -t virt_image_t FILE)"
+        )

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The composition root: build, recover, own the name, say READY, keep watch, drain."""
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from svirtd import __version__
+from svirtd import config as configuration
+from svirtd.api import contract
+from svirtd.api.objects import Objects
+from svirtd.api.router import Router
+from svirtd.book import pool
+from svirtd.book.pool import PoolText
+from svirtd.book.store import Store
+from svirtd.config import Config
+from svirtd.core.model import Contexts, Mode
+from svirtd.engine.departures import Departures
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Events
+from svirtd.engine.log import Log
+from svirtd.engine.operations import Operations
+from svirtd.engine.recovery import Recovery
+from svirtd.engine.requests import Requests
+from svirtd.engine.units import Units
+from svirtd.errors import ConfigError, StartError, SvirtError
+from svirtd.host import notify
+from svirtd.host.bus import BusError, BusLost, Connection
+from svirtd.host.journal import Journal, MessageId, Priority
+from svirtd.host.kernel import Kernel
+from svirtd.host.machined import Machined
+from svirtd.host.systemd import Systemd
+
+_FILE_THREADS: Final = 4
+_DRAIN_S: Final = 20.0
+_STATUS_S: Final = 10.0
+_QUARANTINE_S: Final = 60.0
+_EXIT_START: Final = 1
+_EXIT_CONFIG: Final = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the daemon; returns its exit code: 0 stopped, 1 cannot run, 2 bad usage or configuration."""
+    parser = argparse.ArgumentParser(
+        prog="svirtd", description="Label isolation for virtual machines. See svirtd(8)."
+    )
+    parser.add_argument("--config", metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
+    parser.add_argument("--version", action="version", version=f"svirtd {__version__}")
+    options = parser.parse_args(argv)
+    journal = Journal()
+    try:
+        config = configuration.load(options.config)
+    except ConfigError as error:
+        return _give_up(journal, str(error), _EXIT_CONFIG)
+    if os.geteuid() != 0:
+        return _give_up(journal, "svirtd must run as root: only root can set labels", _EXIT_START)
+    problems: list[str] = []
+    try:
+        _run(config, options.config, journal)
+    except* (StartError, SvirtError, BusLost, BusError, TimeoutError) as group:
+        problems = [str(error) or type(error).__name__ for error in _leaves(group)]
+    return _give_up(journal, "; ".join(problems), _EXIT_START) if problems else 0
+
+
+def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found += _leaves(error) if isinstance(error, BaseExceptionGroup) else [error]
+    return found
+
+
+def _give_up(journal: Journal, why: str, code: int) -> int:
+    journal.record(MessageId.STOPPED, why, priority=Priority.ERROR)
+    return code
+
+
+def _run(config: Config, config_path: str | None, journal: Journal) -> None:
+    kernel = Kernel()
+    mode = _allowed_mode(kernel, config)
+    contexts = _contexts(kernel, config)
+    store = Store.open(config.registry_path, group_commit=config.group_commit)
+    try:
+        text = PoolText(config.private, config.groups, config.reserved, config.private_size)
+        shape = config.shape
+        permutation = store.now(lambda db: pool.prepare(db, text, shape))
+        daemon = _Daemon(config, config_path, journal)
+        asyncio.run(daemon.serve(kernel, mode, contexts, store, shape, permutation))
+    finally:
+        store.close()
+
+
+def _allowed_mode(kernel: Kernel, config: Config) -> Mode:
+    """Fail closed: labels that nobody enforces are served only where that was asked for."""
+    mode = kernel.mode()
+    allowed = {
+        "enforcing": (Mode.ENFORCING,),
+        "permissive": (Mode.ENFORCING, Mode.PERMISSIVE),
+        "none": tuple(Mode),
+    }[config.require]
+    if mode not in allowed:
+        raise StartError(
+            f"SELinux is {mode.value} on this host and [selinux] require = "
+            f'"{config.require}": labels would keep nothing apart. Boot with SELinux enforcing, or '
+            'set require = "none" to have labels written without protection'
+        )
+    return mode
+
+
+def _contexts(kernel: Kernel, config: Config) -> Contexts:
+    default = None
+    if None in (config.process_context, config.image_context, config.content_context):
+        default = kernel.default_contexts()
+    found = []
+    for given, name in (
+        (config.process_context, "process"),
+        (config.image_context, "image"),
+        (config.content_context, "content"),
+    ):
+        context = given if given is not None else getattr(default, name)
+        kernel.check_context(str(context))
+        found.append(context)
+    return Contexts(*found)
+
+
+class _Daemon:
+    """One run of the daemon on one bus connection."""
+
+    def __init__(self, config: Config, config_path: str | None, journal: Journal) -> None:
+        self._config = config
+        self._config_path = config_path
+        self._journal = journal
+        self._stop = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+
+    async def serve(
+        self,
+        kernel: Kernel,
+        mode: Mode,
+        contexts: Contexts,
+        store: Store,
+        shape: Any,
+        permutation: Any,
+    ) -> None:
+        """Serve until a signal or the loss of the bus ends it."""
+        bus = await Connection.open()
+        threads = ThreadPoolExecutor(_FILE_THREADS, "files")
+        try:
+            (bus_id,) = await bus.call_bus("GetId")
+            machined = Machined(bus)
+            self._doors = Doors(
+                config=self._config,
+                store=store,
+                shape=shape,
+                permutation=permutation,
+                contexts=contexts,
+                mode=mode,
+                kernel=kernel,
+                bus=bus,
+                bus_id=bus_id,
+                systemd=Systemd(bus),
+                machined=machined if await machined.available() else None,
+                journal=self._journal,
+                file_threads=threads,
+                spawn=self._spawn,
+            )
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                await self._serve(bus)
+        finally:
+            bus.close()
+            threads.shutdown()
+
+    async def _serve(self, bus: Connection) -> None:
+        doors = self._doors
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._stop.set)
+        loop.add_signal_handler(signal.SIGINT, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await doors.systemd.open()
+
+        events = Events()
+        units = Units(doors)
+        departures = Departures(bus, doors.bus_id)
+        operations = Operations(doors, events, units)
+        requests = Requests(doors, events, units, departures, operations)
+        recovery = Recovery(doors, operations, units, departures)
+        events.listen(Log(self._journal))
+        await recovery.run()
+
+        features = ["caller-lifetime", "channels", "launch"]
+        objects = Objects(requests, doors, features + ["machined"] * (doors.machined is not None))
+        events.listen(objects)
+        router = Router(
+            bus, objects, contract.load(), self._journal, lambda: doors.config.limits, self._spawn
+        )
+        if not await bus.request_name(contract.NAME):
+            raise StartError(
+                f"another process owns {contract.NAME} on this bus; stop it first "
+                f"(busctl status {contract.NAME} shows it)"
+            )
+        notify.ready(await self._status())
+        self._journal.record(
+            MessageId.STARTED,
+            f"svirtd {__version__} serves {contract.NAME}; SELinux is {doors.mode.value}"
+            + ("" if doors.mode is Mode.ENFORCING else ": labels are NOT ENFORCED"),
+            priority=Priority.NOTICE,
+        )
+        background = [
+            asyncio.ensure_future(work)
+            for work in (self._lost(bus), self._watch(bus), self._tell(), self._clean(recovery))
+        ]
+        stop = asyncio.ensure_future(self._stop.wait())
+        done, _ = await asyncio.wait([stop, *background], return_when=asyncio.FIRST_COMPLETED)
+        for task in (stop, *background):
+            task.cancel()
+        await asyncio.gather(stop, *background, return_exceptions=True)
+        for task in done - {stop}:
+            task.result()  # raises why it ended: without the bus or the book there is no service
+        await self._drain(bus, router)
+
+    async def _drain(self, bus: Connection, router: Router) -> None:
+        notify.stopping()
+        if not await router.drain(_DRAIN_S):
+            self._journal.record(
+                MessageId.STOPPED,
+                f"requests were still under way after {_DRAIN_S:.0f} s; the next start settles them",
+                priority=Priority.WARNING,
+            )
+        for task in self._tasks:
+            task.cancel()
+        await bus.drain(_DRAIN_S)
+        self._journal.record(MessageId.STOPPED, "svirtd has stopped", priority=Priority.NOTICE)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._group is not None  # set before anything can call this
+        task = self._group.create_task(self._guard(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
+        """A task that fails is recorded and ends alone: one VM's trouble is not the service's."""
+        try:
+            await work
+        except BusLost:
+            pass  # _lost() ends the daemon with the reason
+        except SvirtError as error:
+            self._journal.record(MessageId.WARNING, str(error), priority=Priority.WARNING)
+        except Exception as error:  # noqa: BLE001 -- recorded with its traceback
+            self._journal.exception("a background task failed", error)
+
+    async def _lost(self, bus: Connection) -> None:
+        raise await bus.wait_closed()
+
+    async def _watch(self, bus: Connection) -> None:
+        """Feed the watchdog from what a request needs: the book was read, the bus has answered."""
+        interval_s = notify.watchdog_interval_s()
+        if not interval_s:
+            await asyncio.Event().wait()
+        while True:
+            await self._doors.store.read(pool.counts)
+            await bus.call_bus("GetId", timeout_s=interval_s)
+            notify.watchdog()
+            await asyncio.sleep(interval_s)
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(_STATUS_S)
+            notify.status(await self._status())
+
+    async def _clean(self, recovery: Recovery) -> None:
+        while True:
+            await asyncio.sleep(_QUARANTINE_S)
+            await recovery.recheck_quarantine()
+
+    async def _status(self) -> str:
+        counts = await self._doors.store.read(pool.counts)
+        text = (
+            f"{counts.vms_active} VMs active; {counts.pairs_in_use} of {self._doors.shape.total} "
+            f"category sets in use, {counts.pairs_quarantined} in quarantine"
+        )
+        return text if self._doors.mode is Mode.ENFORCING else f"NOT ENFORCED: {text}"
+
+    def _reload(self) -> None:
+        self._spawn(self._reload_now())
+
+    async def _reload_now(self) -> None:
+        notify.reloading()
+        try:
+            new = await asyncio.to_thread(configuration.load, self._config_path)
+        except ConfigError as error:
+            self._journal.record(
+                MessageId.RELOADED,
+                f"configuration kept as it was: {error}",
+                priority=Priority.ERROR,
+            )
+        else:
+            self._doors.config, waiting = configuration.reload_changes(self._doors.config, new)
+            note = f"; needs a restart: {', '.join(waiting)}" if waiting else ""
+            self._journal.record(MessageId.RELOADED, f"configuration read again{note}")
+        notify.ready(await self._status())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

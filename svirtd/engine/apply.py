@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Takes the steps of an operation, and takes them back. Idempotent; runs in a file thread.
+
+A label is only ever changed from what the step expects: anything else was set by somebody else
+and is left alone.
+"""
+
+import enum
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from svirtd.book.pool import Suspect
+from svirtd.core.mcs import parse_context
+from svirtd.core.model import VM, Finding, Identity, Step
+from svirtd.errors import LabelRefused, ResourceRefused, SvirtError
+from svirtd.host import files
+from svirtd.host.files import Opened
+from svirtd.host.kernel import Kernel, NoLabels
+
+
+class Fate(enum.StrEnum):
+    """What became of one step."""
+
+    DONE = "done"
+    CHANGED = "changed"
+    MISSING = "missing"
+    REPLACED = "replaced"
+    UNSYNCED = "unsynced"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One step, what became of it, what was found there and why."""
+
+    step: Step
+    fate: Fate
+    found: str | None
+    reason: str
+
+
+class Undone(Exception):
+    """An operation failed and was taken back. `outcomes` tells of each step that was undone."""
+
+    def __init__(self, error: SvirtError, outcomes: tuple[Outcome, ...]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.outcomes = outcomes
+
+
+def label(kernel: Kernel, steps: Sequence[Step], opened: Sequence[Opened]) -> None:
+    """Take every step through the open descriptors, or none. Raises Undone."""
+    fds = {one.seen.identity: one.fd for one in opened}
+    taken: list[Step] = []
+    try:
+        for target in {step.new for step in steps if step.new is not None}:
+            kernel.check_context(target)
+        for step in steps:
+            if not files.change_label(kernel, fds[step.identity], step):
+                raise ResourceRefused(
+                    f"{step.path} got another label while it was being looked at; try again"
+                )
+            taken.append(step)
+    except SvirtError as error:
+        outcomes = tuple(
+            _take(kernel, fds[step.identity], step.undone(), durable=True)
+            for step in reversed(taken)
+        )
+        raise Undone(error, outcomes) from error
+
+
+def take_found(kernel: Kernel, steps: Sequence[Step], *, durable: bool) -> tuple[Outcome, ...]:
+    """Take each step that can be taken, finding its object by path and identity.
+
+    `durable` brings the change to the disk, so that a power cut cannot bring the old label back.
+    """
+    return tuple(_take_found(kernel, step, durable=durable) for step in steps)
+
+
+def all_stand(kernel: Kernel, steps: Sequence[Step]) -> bool:
+    """Say whether every object is there and carries what its step set."""
+    return all(_stands(kernel, step) for step in steps)
+
+
+def carries(kernel: Kernel, path: str, identity: Identity, categories: frozenset[int]) -> bool:
+    """Say whether an object may still carry these categories; when in doubt, it does."""
+    try:
+        fd = files.find(path, identity)
+    except (files.Missing, files.Replaced, OSError):
+        return True
+    try:
+        return may_carry(kernel.read_label(fd), categories)
+    except (NoLabels, OSError):
+        return True
+    finally:
+        os.close(fd)
+
+
+def may_carry(label_found: str | None, categories: frozenset[int]) -> bool:
+    """Say whether a label contains all these categories; one that cannot be read might."""
+    if label_found is None:
+        return False
+    try:
+        return categories <= parse_context(label_found).categories
+    except ValueError:
+        return True
+
+
+def findings(vm: VM, outcomes: Sequence[Outcome]) -> list[Finding]:
+    """Return what is to be reported of these outcomes."""
+    return [
+        Finding(
+            kind=one.fate.value,
+            vm_name=vm.name,
+            path=one.step.path,
+            expected=one.step.old or "",
+            found=one.found or "",
+            reason=one.reason,
+        )
+        for one in outcomes
+        if one.fate is not Fate.DONE
+    ]
+
+
+def suspects(vm: VM, categories: frozenset[int], outcomes: Sequence[Outcome]) -> list[Suspect]:
+    """Return the objects that may still carry the VM's categories after these outcomes."""
+    return [
+        Suspect(
+            0, vm.rank, vm.name, one.step.identity, one.step.path, one.step.old or "", one.reason
+        )
+        for one in outcomes
+        if one.fate is not Fate.DONE
+        # A public object never carried a category.
+        and may_carry(one.step.old, categories)
+        and not (one.fate is Fate.CHANGED and not may_carry(one.found, categories))
+    ]
+
+
+def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:
+    try:
+        fd = files.find(step.path, step.identity)
+    except files.Missing:
+        return Outcome(step, Fate.MISSING, None, "nothing is at this path any more")
+    except files.Replaced:
+        return Outcome(step, Fate.REPLACED, None, "another file is at this path now")
+    except OSError as error:
+        return Outcome(step, Fate.FAILED, None, f"it cannot be opened: {error.strerror}")
+    try:
+        return _take(kernel, fd, step, durable=durable)
+    finally:
+        os.close(fd)
+
+
+def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
+    try:
+        changed = files.change_label(kernel, fd, step)
+        found = step.new if changed else kernel.read_label(fd)
+    except LabelRefused as error:
+        return Outcome(step, Fate.FAILED, None, str(error))
+    except (OSError, NoLabels) as error:
+        return Outcome(step, Fate.FAILED, None, f"its label cannot be read: {error}")
+    if found != step.new:
+        return Outcome(step, Fate.CHANGED, found, "somebody else changed its label; left alone")
+    # Found as it should be without our doing: taken before, by a run that was cut off.
+    try:
+        if durable:
+            files.sync(fd)
+    except OSError as error:
+        reason = f"its label is back but not on the disk: {error.strerror}"
+        return Outcome(step, Fate.UNSYNCED, found, reason)
+    return Outcome(step, Fate.DONE, found, "")
+
+
+def _stands(kernel: Kernel, step: Step) -> bool:
+    try:
+        fd = files.find(step.path, step.identity)
+    except (files.Missing, files.Replaced, OSError):
+        return False
+    try:
+        return kernel.read_label(fd) == step.new
+    except (NoLabels, OSError):
+        return False
+    finally:
+        os.close(fd)

@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What each request writes into the book. One function is one transaction.
+
+A conflict is decided here, inside the transaction that also writes the hold: two requests for one
+object cannot both see it free.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from svirtd.book import ledger, pool, registry
+from svirtd.book.store import Database
+from svirtd.core import goals
+from svirtd.core.mcs import format_categories
+from svirtd.core.model import (
+    VM,
+    Access,
+    Caller,
+    Hold,
+    Lifetime,
+    Operation,
+    OperationKind,
+    Request,
+    Seen,
+    State,
+    Step,
+)
+from svirtd.core.plan import Plan, plan
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Entry
+from svirtd.errors import Failed, LimitsExceeded, NoSuchVM, VMExists
+
+# Foreign labels that a draw steps over before it gives up; each costs one lookup.
+BLOCKED_LIMIT = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """An acquisition that is in the book. `before` is None for a new VM; `operation` is None when
+    there was nothing to label, and the entry is final."""
+
+    before: Entry | None
+    entry: Entry
+    operation: Operation | None
+
+
+@dataclass(frozen=True, slots=True)
+class Launching:
+    """What a launch adds to an acquisition."""
+
+    unit: str
+    runtime_directory: str
+
+
+def _not_foreign(_rank: int) -> bool:
+    # Label sets that other tools give out are not looked up in this version.
+    return False
+
+
+def begin_acquire(
+    db: Database,
+    doors: Doors,
+    caller: Caller,
+    request: Request,
+    seen: Sequence[Seen],
+    launching: Launching | None,
+) -> Begun:
+    """Enter VM, pair, holds and steps.
+
+    Raises VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused, InvalidArgs.
+    """
+    known = _usable(db, request.name)
+    if known is None:
+        _refuse_too_many(db, doors)
+        rank = pool.draw_rank(db, doors.permutation, _not_foreign, BLOCKED_LIMIT)
+    else:
+        rank = known.rank
+    vm, decided = _decide(db, doors, caller, request, seen, known, rank)
+    decided.refuse()
+    if launching is not None:
+        vm = replace(
+            vm,
+            unit=launching.unit,
+            runtime_dir=f"{launching.runtime_directory}/{vm.id}",
+        )
+    if known is None:
+        registry.add_vm(db, vm)
+    else:
+        registry.update_vm(db, vm)
+    holds = tuple(
+        Hold(vm.id, vm.name, d.seen.identity, d.seen.path, d.seen.access, d.target, d.original)
+        for d in decided.decisions
+    )
+    before = None if known is None else Entry(known, ())
+    if not holds and launching is None:
+        return Begun(before, Entry(vm, ()), None)
+    registry.add_holds(db, holds)
+    operation = ledger.open_operation(
+        db,
+        OperationKind.ACQUIRE if launching is None else OperationKind.LAUNCH,
+        vm,
+        decided.steps,
+        created=known is None,
+        caller_uid=caller.uid,
+    )
+    return Begun(before, Entry(vm, holds), operation)
+
+
+def dry_run(
+    db: Database, doors: Doors, caller: Caller, request: Request, seen: Sequence[Seen]
+) -> Plan:
+    """Return what begin_acquire would decide, and write nothing. Raises what concerns no resource."""
+    known = _usable(db, request.name)
+    if known is None:
+        _refuse_too_many(db, doors)
+        rank = pool.peek_rank(db, doors.permutation, _not_foreign, BLOCKED_LIMIT)
+    else:
+        rank = known.rank
+    return _decide(db, doors, caller, request, seen, known, rank)[1]
+
+
+def _usable(db: Database, name: str) -> VM | None:
+    known = registry.vm_by_name(db, name)
+    if known is not None and not (known.persistent and known.state is State.RESERVED):
+        raise VMExists(
+            f"VM {name!r} exists and is {known.state.value}; release it first, or take another name"
+        )
+    return known
+
+
+def _refuse_too_many(db: Database, doors: Doors) -> None:
+    limit = doors.config.limits.vms
+    if pool.counts(db).pairs_in_use >= limit:
+        raise LimitsExceeded(
+            f"the book has [limits] vms = {limit} VMs; release or forget some, or raise the limit"
+        )
+
+
+def _decide(
+    db: Database,
+    doors: Doors,
+    caller: Caller,
+    request: Request,
+    seen: Sequence[Seen],
+    known: VM | None,
+    rank: int,
+) -> tuple[VM, Plan]:
+    pair = doors.shape.categories_of(rank)
+    goal = goals.goal(request.goal)
+    process = goals.process_context(doors.contexts, pair)
+    image = goals.resource_context(doors.contexts, Access.EXCLUSIVE, pair)
+    if known is None:
+        vm = VM(
+            id=secrets.token_hex(8),
+            name=request.name,
+            owner_uid=caller.uid,
+            state=State.RESERVED,
+            reason="",
+            goal=goal.name,
+            uuid=request.uuid,
+            rank=rank,
+            categories=format_categories(pair),
+            process_context=str(process),
+            image_context=str(image),
+            unit="",
+            main_pid=0,
+            runtime_dir="",
+            persistent=request.persistent,
+            lifetime=request.lifetime,
+            caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
+            created_us=time.time_ns() // 1000,
+        )
+    else:
+        vm = replace(
+            known,
+            goal=goal.name,
+            uuid=request.uuid or known.uuid,
+            process_context=str(process),
+            image_context=str(image),
+            lifetime=request.lifetime,
+            caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
+        )
+    snapshot = registry.snapshot(db, [one.identity for one in seen])
+    return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules)
+
+
+def finish_acquire(db: Database, operation: Operation, entry: Entry) -> Entry:
+    """Record that every label stands (and the unit runs)."""
+    vm = replace(entry.vm, state=State.RUNNING if entry.vm.main_pid else State.LABELLED)
+    registry.update_vm(db, vm)
+    ledger.close_operation(db, operation)
+    return Entry(vm, entry.holds)
+
+
+def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.Suspect]) -> None:
+    """Record that an acquisition was taken back. `suspects` are objects not proven clean."""
+    pool.suspect(db, operation.vm.rank, suspects)
+    registry.remove_holds(db, operation.vm.id)
+    ledger.close_operation(db, operation)
+    if operation.created:
+        registry.remove_vm(db, operation.vm.id)
+        pool.retire(db, operation.vm.rank)
+    else:
+        registry.update_vm(db, _reserved(operation.vm))
+
+
+def begin_release(
+    db: Database, vm_id: str, caller_uid: int
+) -> tuple[Entry, Entry, Operation] | None:
+    """Open a release: (before, after, operation). None if the VM holds nothing and runs nothing."""
+    vm = registry.vm_by_id(db, vm_id)
+    if vm is None:
+        raise NoSuchVM("the VM has left the book meanwhile")
+    holds = tuple(registry.holds_of(db, vm.id))
+    if vm.state is State.RESERVED and not holds:
+        return None
+    steps = []
+    for hold in holds:
+        if all(other.vm_id == vm.id for other in registry.holds_on(db, hold.identity)):
+            steps.append(Step(hold.identity, hold.path, old=hold.label, new=hold.original))
+    releasing = replace(vm, state=State.RELEASING, reason="")
+    registry.update_vm(db, releasing)
+    # An operation that failed half-way is taken over: its labels are among the holds.
+    ledger.close_all(db, vm)
+    operation = ledger.open_operation(
+        db, OperationKind.RELEASE, releasing, steps, created=False, caller_uid=caller_uid
+    )
+    return Entry(vm, holds), Entry(releasing, holds), operation
+
+
+def finish_release(
+    db: Database, operation: Operation, suspects: Sequence[pool.Suspect]
+) -> VM | None:
+    """Record that the labels came back; returns the VM if it stays in the book (persistent).
+
+    `suspects` are objects not proven clean: they keep the pair out of the pool.
+    """
+    vm = operation.vm
+    registry.remove_holds(db, vm.id)
+    ledger.close_operation(db, operation)
+    pool.suspect(db, vm.rank, suspects)
+    if vm.persistent:
+        reserved = _reserved(vm)
+        registry.update_vm(db, reserved)
+        return reserved
+    registry.remove_vm(db, vm.id)
+    pool.retire(db, vm.rank)
+    return None
+
+
+def remove_reserved(db: Database, vm_id: str) -> VM:
+    """Take a VM that holds nothing out of the book. Raises Failed if it does hold something."""
+    vm = registry.vm_by_id(db, vm_id)
+    if vm is None:
+        raise NoSuchVM("the VM has left the book meanwhile")
+    if vm.state is not State.RESERVED:
+        raise Failed(f"VM {vm.name!r} is {vm.state.value}; release it before it is forgotten")
+    registry.remove_vm(db, vm.id)
+    pool.retire(db, vm.rank)
+    return vm
+
+
+def set_failed(db: Database, vm: VM, reason: str) -> VM:
+    """Record that an operation could not be finished; it stays open for a later try."""
+    failed = replace(vm, state=State.FAILED, reason=reason)
+    registry.update_vm(db, failed)
+    return failed
+
+
+def _reserved(vm: VM) -> VM:
+    return replace(
+        vm,
+        state=State.RESERVED,
+        reason="",
+        unit="",
+        main_pid=0,
+        runtime_dir="",
+        lifetime=Lifetime.RELEASE,
+        caller="",
+    )

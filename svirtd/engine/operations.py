@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What requests and recovery share: label, give back, finish. Callers hold the VM's lock.
+
+An operation that cannot be finished stays open in the ledger with its VM `failed`; a release or
+the next start tries again.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from svirtd.book import registry
+from svirtd.book.pool import Suspect
+from svirtd.core.model import VM, Identity, Operation, Step
+from svirtd.engine import apply, entries
+from svirtd.engine.apply import Fate, Outcome, Undone
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.locks import Locks
+from svirtd.engine.units import Units
+from svirtd.errors import Drift, NoSuchVM
+from svirtd.host import processes, runtime
+from svirtd.host.files import Opened
+from svirtd.host.journal import MessageId, Priority
+
+
+class Operations:
+    """The parts that a request is made of."""
+
+    def __init__(self, doors: Doors, events: Events, units: Units) -> None:
+        self._doors = doors
+        self._events = events
+        self._units = units
+        self.names = Locks()
+        self.objects = Locks()
+
+    async def label(self, operation: Operation, opened: Sequence[Opened]) -> None:
+        """Set every label of an operation; on failure take everything back and raise the reason."""
+        doors = self._doors
+        try:
+            await doors.in_file_thread(apply.label, doors.kernel, operation.steps, opened)
+        except Undone as undone:
+            await self._abandon(operation, undone.outcomes)
+            raise undone.error from undone
+
+    async def take_back(self, operation: Operation) -> None:
+        """Undo an acquisition or launch whose labels may stand, in whole or in part."""
+        steps = [step.undone() for step in reversed(operation.steps)]
+        outcomes = await self._take(steps)
+        await self._remove_folder(operation.vm)
+        await self._abandon(operation, outcomes)
+
+    async def finish(self, operation: Operation, entry: Entry) -> Entry:
+        """Close an acquisition whose labels all stand."""
+        return await self._doors.store.write(
+            lambda db: entries.finish_acquire(db, operation, entry), durable=False
+        )
+
+    async def release(self, vm: VM, cause: Cause) -> None:
+        """Give a VM's labels back and tell of it. Raises Drift if that could not be finished."""
+        doors = self._doors
+        if vm.unit:
+            await self._units.stop(vm)
+        holds = await doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        # Who is the last holder of a public object is decided and acted on under its lock.
+        async with self.objects.hold_all(hold.identity for hold in holds):
+            begun = await doors.store.write(
+                lambda db: entries.begin_release(db, vm.id, cause.caller_uid)
+            )
+            if begun is None:
+                await self._drop_reservation(vm, cause)
+                return
+            before, entry, operation = begun
+            self._events.changed(before, entry, cause)
+            await self.finish_release(operation, entry, cause)
+
+    async def finish_release(self, operation: Operation, entry: Entry, cause: Cause) -> None:
+        """Take the steps of an open release and close it. Raises Drift if one cannot be taken."""
+        doors, vm = self._doors, operation.vm
+        outcomes = await self._take(operation.steps)
+        await self._remove_folder(vm)
+        await self._refuse_failed(operation, entry, outcomes)
+        suspects = self._suspects(vm, outcomes) + await self._living(vm)
+        # What was restored is on the disk; the closing entry may follow with the next commit, since
+        # recovery would only find everything restored.
+        kept = await doors.store.write(
+            lambda db: entries.finish_release(db, operation, suspects), durable=False
+        )
+        if vm.unit:
+            await self._units.forget(vm)
+        self._events.drift(apply.findings(vm, outcomes))
+        if kept is None:
+            self._events.removed(entry, cause)
+        else:
+            self._events.changed(entry, Entry(kept, ()), cause)
+
+    async def _drop_reservation(self, vm: VM, cause: Cause) -> None:
+        """Release of a VM that holds nothing: a persistent one keeps its reservation."""
+        if not vm.persistent:
+            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm.id))
+            self._events.removed(Entry(vm, ()), cause)
+
+    async def _abandon(self, operation: Operation, outcomes: Sequence[Outcome]) -> None:
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm.id))
+        await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
+        suspects = self._suspects(operation.vm, outcomes)
+        await self._doors.store.write(
+            lambda db: entries.abandon_acquire(db, operation, suspects), durable=False
+        )
+        self._events.drift(apply.findings(operation.vm, outcomes))
+
+    async def _refuse_failed(
+        self, operation: Operation, entry: Entry, outcomes: Sequence[Outcome]
+    ) -> None:
+        stuck = [one for one in outcomes if one.fate is Fate.FAILED]
+        if not stuck:
+            return
+        vm = operation.vm
+        reason = f"{stuck[0].step.path}: {stuck[0].reason}"
+        failed = await self._doors.store.write(lambda db: entries.set_failed(db, vm, reason))
+        self._events.drift(apply.findings(vm, outcomes))
+        after, cause = Entry(failed, entry.holds), Cause(operation.kind.value, operation.caller_uid)
+        if operation.created:  # nobody has heard of it yet
+            self._events.added(after, cause)
+        else:
+            self._events.changed(entry, after, cause)
+        raise Drift(
+            f"VM {vm.name!r}: a label could not be given back ({reason}); mend that, then release "
+            "the VM"
+        )
+
+    async def _take(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
+        def work() -> tuple[Outcome, ...]:
+            return apply.take_found(self._doors.kernel, steps, durable=True)
+
+        return await self._doors.in_file_thread(work) if steps else ()
+
+    def _suspects(self, vm: VM, outcomes: Sequence[Outcome]) -> list[Suspect]:
+        pair = self._doors.shape.categories_of(vm.rank)
+        return apply.suspects(vm, pair, outcomes)
+
+    async def _living(self, vm: VM) -> list[Suspect]:
+        """Processes that still run under the VM's label keep its pair out of the pool."""
+        doors = self._doors
+        if not doors.kernel.enabled():
+            return []
+        pids = await doors.in_file_thread(processes.under, doors.kernel, vm.process_context)
+        return [
+            Suspect(
+                0,
+                vm.rank,
+                vm.name,
+                Identity(0, pid),
+                f"/proc/{pid}",
+                vm.process_context,
+                f"process {pid} still runs under the VM's label",
+            )
+            for pid in pids
+        ]
+
+    async def _remove_folder(self, vm: VM) -> None:
+        if not vm.runtime_dir:
+            return
+        try:
+            await self._doors.in_file_thread(runtime.remove_folder, vm.runtime_dir)
+        except OSError as error:
+            # Named by the VM's Id, so no later VM meets it; the next boot clears it.
+            self._doors.journal.record(
+                MessageId.WARNING,
+                f"runtime folder {vm.runtime_dir} could not be removed: {error}",
+                priority=Priority.WARNING,
+                SVIRT_VM=vm.name,
+            )
+
+
+def as_running(entry: Entry, main_pid: int) -> Entry:
+    """Return the entry with its main process; finish() then records it as running."""
+    return Entry(replace(entry.vm, main_pid=main_pid), entry.holds)
+
+
+async def vm_named(doors: Doors, name: str) -> VM:
+    """Return the VM of this name. Raises NoSuchVM."""
+    vm = await doors.store.read(lambda db: registry.vm_by_name(db, name))
+    if vm is None:
+        raise NoSuchVM(f"no VM is named {name!r}; see svirtctl list")
+    return vm

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""At start: finish or undo what was cut off, and bring the book in line with units and callers.
+
+Everything here may be cut off again and is then done again: each part looks at what is, not at
+what it did. Runs before the daemon owns its name, so no request meets a half-finished VM.
+"""
+
+import functools
+
+from svirtd.book import ledger, pool, registry
+from svirtd.book.pool import Suspect
+from svirtd.core.model import Operation, OperationKind, State
+from svirtd.core.names import UNIT_PREFIX
+from svirtd.engine import apply, operations
+from svirtd.engine.departures import Departures
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Cause, Entry
+from svirtd.engine.operations import Operations
+from svirtd.engine.units import Units
+from svirtd.errors import SvirtError
+from svirtd.host import processes
+from svirtd.host.journal import MessageId, Priority
+
+# How many quarantined objects one pass looks at.
+_SUSPECTS_AT_ONCE = 1000
+_CAUSE = Cause("recovery", 0)
+
+
+class Recovery:
+    """The passes, in the order in which run() makes them."""
+
+    def __init__(
+        self, doors: Doors, operations_: Operations, units: Units, departures: Departures
+    ) -> None:
+        self._doors = doors
+        self._operations = operations_
+        self._units = units
+        self._departures = departures
+
+    async def run(self) -> None:
+        """Make every pass. A VM that cannot be brought in line is `failed` and recorded as such."""
+        for operation in await self._doors.store.read(ledger.unfinished):
+            await self._settle(operation)
+        await self._reconcile_units()
+        await self._reconcile_callers()
+        await self.recheck_quarantine()
+
+    async def recheck_quarantine(self) -> None:
+        """Let pairs back into the pool whose every suspect is seen clean."""
+        store = self._doors.store
+        for suspect in await store.read(lambda db: pool.suspects(db, _SUSPECTS_AT_ONCE)):
+            if await self._doors.in_file_thread(self._is_clean, suspect):
+                await store.write(
+                    functools.partial(pool.seen_clean, suspect=suspect), durable=False
+                )
+
+    def _is_clean(self, suspect: Suspect) -> bool:
+        kernel = self._doors.kernel
+        if suspect.path.startswith("/proc/"):
+            return not processes.under(kernel, suspect.label)
+        pair = self._doors.shape.categories_of(suspect.rank)
+        return not apply.carries(kernel, suspect.path, suspect.identity, pair)
+
+    async def _settle(self, operation: Operation) -> None:
+        """Finish an operation that can be finished, undo it otherwise."""
+        vm = operation.vm
+        try:
+            if operation.kind is OperationKind.RELEASE:
+                what = "finished"
+                await self._finish_release(operation)
+            elif await self._finish_acquire(operation):
+                what = "finished"
+            else:
+                what = "undone"
+                if vm.unit:
+                    await self._units.stop(vm)
+                await self._operations.take_back(operation)
+        except SvirtError as error:
+            self._failed(vm.name, operation.kind.value, error)
+            return
+        self._doors.journal.record(
+            MessageId.RECOVERED,
+            f"VM {vm.name}: {operation.kind.value} that was cut off is {what}",
+            priority=Priority.NOTICE,
+            SVIRT_VM=vm.name,
+            SVIRT_OPERATION=operation.kind.value,
+        )
+
+    async def _finish_acquire(self, operation: Operation) -> bool:
+        """Close an acquisition that had come to its end; False if it had not."""
+        doors, vm = self._doors, operation.vm
+        holds = await doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        if not await doors.in_file_thread(apply.all_stand, doors.kernel, operation.steps):
+            return False
+        entry = Entry(vm, tuple(holds))
+        if operation.kind is OperationKind.LAUNCH:
+            state = await self._units.running(vm)
+            if state is None:
+                return False
+            entry = operations.as_running(entry, state.main_pid)
+        await self._operations.finish(operation, entry)
+        return True
+
+    async def _finish_release(self, operation: Operation) -> None:
+        vm = operation.vm
+        if vm.unit:
+            await self._units.stop(vm)
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        await self._operations.finish_release(operation, Entry(vm, tuple(holds)), _CAUSE)
+
+    async def _reconcile_units(self) -> None:
+        known = set()
+        for vm in await self._doors.store.read(registry.active_vms):
+            if not vm.unit:
+                continue
+            known.add(vm.unit)
+            if vm.state is State.FAILED:
+                continue  # its open operation was just tried again, in vain
+            try:
+                if await self._units.running(vm) is not None:
+                    await self._units.adopt(vm)
+                    # It may have ended between the look and the watch.
+                    if await self._units.running(vm) is not None:
+                        continue
+                await self._operations.release(vm, _CAUSE)
+            except SvirtError as error:
+                self._failed(vm.name, "release", error)
+        for unit in await self._doors.systemd.units(f"{UNIT_PREFIX}*.service"):
+            if unit not in known:
+                self._doors.journal.record(
+                    MessageId.WARNING,
+                    f"{unit} runs and belongs to no VM of the book; it was left alone",
+                    priority=Priority.WARNING,
+                    SVIRT_UNIT=unit,
+                )
+
+    async def _reconcile_callers(self) -> None:
+        for vm in await self._doors.store.read(registry.caller_vms):
+            try:
+                if vm.state is not State.FAILED and not await self._departures.watch(vm.caller):
+                    await self._operations.release(vm, _CAUSE)
+            except SvirtError as error:
+                self._failed(vm.name, "release", error)
+
+    def _failed(self, vm_name: str, operation: str, error: SvirtError) -> None:
+        self._doors.journal.record(
+            MessageId.RECOVERED,
+            f"VM {vm_name}: {operation} could not be settled: {error}",
+            priority=Priority.ERROR,
+            SVIRT_VM=vm_name,
+            SVIRT_OPERATION=operation,
+        )

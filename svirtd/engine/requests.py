@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The pipeline: one function per request, each reading like the list in the design.
+
+Who is it, may they · what will change · write it down · do it, or undo it · say it happened.
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+
+from svirtd.book import pool, registry
+from svirtd.book.store import Database
+from svirtd.core.mcs import Context, parse_categories, parse_context
+from svirtd.core.model import VM, Caller, Command, Counts, Hold, Lifetime, Request, State
+from svirtd.core.names import check_socket_name, unit_name
+from svirtd.core.plan import Plan
+from svirtd.engine import entries, operations
+from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.departures import Departures
+from svirtd.engine.doors import Doors
+from svirtd.engine.entries import Begun, Launching
+from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.operations import Operations, vm_named
+from svirtd.engine.units import Units
+from svirtd.errors import Failed, InvalidArgs, LimitsExceeded, NoSuchVM, SvirtError
+from svirtd.host import files, runtime
+from svirtd.host.files import Opened
+from svirtd.host.kernel import Kernel
+
+# Private sets that one set of categories may contain before FindOwners gives up.
+_SETS_MAX = 1024
+
+
+class Requests:
+    """What callers may ask for. Every method raises SvirtError for what it refuses."""
+
+    def __init__(
+        self,
+        doors: Doors,
+        events: Events,
+        units: Units,
+        departures: Departures,
+        operations_: Operations,
+    ) -> None:
+        self._doors = doors
+        self._events = events
+        self._units = units
+        self._departures = departures
+        self._operations = operations_
+        units.on_end = self._ended
+        departures.on_gone = self._caller_gone
+        departures.spawn = doors.spawn
+
+    async def acquire(self, caller: Caller, request: Request) -> VM:
+        """Label the resources for a VM that somebody else starts."""
+        authorize(caller, Action.LABEL)
+        async with self._operations.names.hold(request.name):
+            async with self._opened(request) as opened:
+                begun = await self._begin(caller, request, opened, None)
+                entry = await self._label_all(begun, opened)
+            await self._tie_to_caller(entry.vm)
+            self._publish(begun.before, entry, Cause("acquire", caller.uid))
+        return entry.vm
+
+    async def launch(self, caller: Caller, request: Request, command: Command) -> VM:
+        """Label the resources, then have systemd start the command under the label."""
+        authorize(caller, Action.LAUNCH)
+        account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
+        await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
+        launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
+        async with self._operations.names.hold(request.name):
+            async with self._opened(request) as opened:
+                begun = await self._begin(caller, request, opened, launching)
+                entry = await self._label_and_start(begun, opened, command, account)
+            await self._tie_to_caller(entry.vm)
+            self._publish(begun.before, entry, Cause("launch", caller.uid))
+        return entry.vm
+
+    async def release(self, caller: Caller, name: str) -> None:
+        """Stop the VM's unit and give every resource its earlier label back."""
+        authorize(caller, Action.RELEASE)
+        async with self._operations.names.hold(name):
+            vm = await vm_named(self._doors, name)
+            await self._operations.release(vm, Cause("release", caller.uid))
+            self._departures.forget(vm.caller)
+
+    async def forget(self, caller: Caller, name: str) -> None:
+        """Free the reservation of a VM that holds nothing."""
+        authorize(caller, Action.RELEASE)
+        async with self._operations.names.hold(name):
+            vm = await vm_named(self._doors, name)
+            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm.id))
+            self._events.removed(Entry(vm, ()), Cause("forget", caller.uid))
+
+    async def plan(self, caller: Caller, request: Request) -> Plan:
+        """Say what acquire would do with this request, resource by resource; change nothing."""
+        authorize(caller, Action.LABEL)
+        self._refuse_too_many(request)
+        opened = await self._doors.in_file_thread(
+            files.open_all, self._doors.kernel, request.resources
+        )
+        try:
+            seen = [one.seen for one in opened]
+            return await self._doors.store.read(
+                lambda db: entries.dry_run(db, self._doors, caller, request, seen)
+            )
+        finally:
+            files.close_all(opened)
+
+    async def open_channel(self, caller: Caller, name: str, socket: str) -> int:
+        """Connect to a socket of a VM at the VM's level; the caller gets the descriptor."""
+        authorize(caller, Action.CONNECT)
+        check_socket_name(socket)
+        vm = await vm_named(self._doors, name)
+        if vm.state is not State.RUNNING or not vm.runtime_dir:
+            raise Failed(
+                f"VM {name!r} is {vm.state.value}; only a VM that was launched and runs has channels"
+            )
+        return await self._doors.in_file_thread(
+            runtime.connect,
+            self._doors.kernel,
+            vm.runtime_dir,
+            socket,
+            vm.image_context,
+            _socket_context(self._doors.kernel, vm),
+        )
+
+    async def vm(self, caller: Caller, name: str) -> Entry:
+        """Return the VM of this name with what it holds."""
+        authorize(caller, Action.READ)
+
+        def look(db: Database) -> Entry | None:
+            vm = registry.vm_by_name(db, name)
+            return None if vm is None else Entry(vm, tuple(registry.holds_of(db, vm.id)))
+
+        entry = await self._doors.store.read(look)
+        if entry is None:
+            raise NoSuchVM(f"no VM is named {name!r}; see svirtctl list")
+        return entry
+
+    async def vm_of_pid(self, caller: Caller, pid: int) -> VM:
+        """Return the VM that a process belongs to: by unit, or by the label it runs under."""
+        authorize(caller, Action.READ)
+        doors = self._doors
+        vm = await doors.store.read(lambda db: registry.vm_by_pid(db, pid))
+        if vm is None:
+            unit = await doors.systemd.unit_of_pid(pid)
+            vm = await doors.store.read(lambda db: registry.vm_by_unit(db, unit)) if unit else None
+        if vm is None:
+            vm = await self._vm_by_label(pid)
+        if vm is None:
+            raise NoSuchVM(f"process {pid} belongs to no VM")
+        return vm
+
+    async def vms(self, caller: Caller) -> list[VM]:
+        """Return every VM, by name."""
+        authorize(caller, Action.READ)
+        limit = self._doors.config.limits.listed_vms
+        found = await self._doors.store.read(lambda db: registry.all_vms(db, limit))
+        if found is None:
+            raise LimitsExceeded(
+                f"the book has more than [limits] listed-vms = {limit} VMs; ask for one with GetVM"
+            )
+        return found
+
+    async def entries(self, caller: Caller) -> list[Entry]:
+        """Return every VM with what it holds."""
+        found = await self.vms(caller)
+
+        def look(db: Database) -> list[Entry]:
+            return [Entry(vm, tuple(registry.holds_of(db, vm.id))) for vm in found]
+
+        return await self._doors.store.read(look)
+
+    async def owners(self, caller: Caller, what: str) -> list[tuple[VM, Hold | None]]:
+        """Return who holds a path, a set of categories or a context."""
+        authorize(caller, Action.READ)
+        if what.startswith("/"):
+            return await self._owners_of_path(what)
+        try:
+            categories = (
+                parse_context(what).categories if what.count(":") > 1 else parse_categories(what)
+            )
+            ranks = self._doors.shape.ranks_within(categories, _SETS_MAX)
+        except ValueError as error:
+            raise InvalidArgs(
+                f"{what[:64]!r} is not an absolute path, a set of categories such as c17,c402, or a "
+                f"context ({error})"
+            ) from None
+
+        def look(db: Database) -> list[tuple[VM, Hold | None]]:
+            found = [registry.vm_by_rank(db, rank) for rank in ranks]
+            return [(vm, None) for vm in found if vm is not None]
+
+        return await self._doors.store.read(look)
+
+    async def counts(self, caller: Caller) -> Counts:
+        """Return the live figures of the book."""
+        authorize(caller, Action.READ)
+        return await self._doors.store.read(pool.counts)
+
+    # -- the pipeline's own parts -----------------------------------------------------------
+
+    def _refuse_too_many(self, request: Request) -> None:
+        limit = self._doors.config.limits.resources
+        if len(request.resources) > limit:
+            raise LimitsExceeded(
+                f"{len(request.resources)} resources; [limits] resources allows {limit} at once"
+            )
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, request: Request) -> AsyncIterator[list[Opened]]:
+        """Open what a request names, and keep others from those objects until it is done."""
+        self._refuse_too_many(request)
+        if not request.resources:
+            yield []
+            return
+        opened = await self._doors.in_file_thread(
+            files.open_all, self._doors.kernel, request.resources
+        )
+        try:
+            async with self._operations.objects.hold_all(o.seen.identity for o in opened):
+                yield opened
+        finally:
+            files.close_all(opened)
+
+    async def _begin(
+        self,
+        caller: Caller,
+        request: Request,
+        opened: Sequence[Opened],
+        launching: Launching | None,
+    ) -> Begun:
+        seen = [one.seen for one in opened]
+        stored = replace(caller, unique_name=self._departures.stored(caller.unique_name))
+        return await self._doors.store.write(
+            lambda db: entries.begin_acquire(db, self._doors, stored, request, seen, launching)
+        )
+
+    async def _label_all(self, begun: Begun, opened: Sequence[Opened]) -> Entry:
+        if begun.operation is None:
+            return begun.entry
+        await self._operations.label(begun.operation, opened)
+        return await self._operations.finish(begun.operation, begun.entry)
+
+    async def _label_and_start(
+        self, begun: Begun, opened: Sequence[Opened], command: Command, account: runtime.Account
+    ) -> Entry:
+        assert begun.operation is not None  # a launch always has one
+        await self._operations.label(begun.operation, opened)
+        try:
+            main_pid = await self._units.start(begun.entry.vm, command, account)
+        except SvirtError:
+            await self._operations.take_back(begun.operation)
+            raise
+        return await self._operations.finish(
+            begun.operation, operations.as_running(begun.entry, main_pid)
+        )
+
+    async def _tie_to_caller(self, vm: VM) -> None:
+        if vm.lifetime is Lifetime.CALLER and not await self._departures.watch(vm.caller):
+            # It left while we worked: the same end as leaving a moment later.
+            self._doors.spawn(self._caller_gone(vm.caller))
+
+    def _publish(self, before: Entry | None, after: Entry, cause: Cause) -> None:
+        if before is None:
+            self._events.added(after, cause)
+        else:
+            self._events.changed(before, after, cause)
+
+    async def _ended(self, vm: VM) -> None:
+        """A unit has ended: give the labels back, unless somebody else did or it is a new VM."""
+        async with self._operations.names.hold(vm.name):
+            now = await self._doors.store.read(lambda db: registry.vm_by_id(db, vm.id))
+            if now is None or now.unit != vm.unit:
+                return
+            if await self._units.running(now) is None:
+                await self._operations.release(now, Cause("end", 0))
+                self._departures.forget(now.caller)
+
+    async def _caller_gone(self, stored: str) -> None:
+        for vm in await self._doors.store.read(registry.caller_vms):
+            if vm.caller != stored:
+                continue
+            async with self._operations.names.hold(vm.name):
+                now = await self._doors.store.read(
+                    functools.partial(registry.vm_by_id, vm_id=vm.id)
+                )
+                if now is not None and now.caller == stored:
+                    await self._operations.release(now, Cause("caller-gone", 0))
+
+    async def _vm_by_label(self, pid: int) -> VM | None:
+        doors = self._doors
+        if not doors.kernel.enabled():
+            return None
+        try:
+            context = parse_context(await doors.in_file_thread(doors.kernel.process_label, pid))
+            rank = doors.shape.rank_of(context.categories)
+        except (OSError, ValueError):
+            return None  # no such process, or its label is not a VM's: it belongs to none
+        if context.type != doors.contexts.process.type:
+            return None
+        return await doors.store.read(lambda db: registry.vm_by_rank(db, rank))
+
+    async def _owners_of_path(self, path: str) -> list[tuple[VM, Hold | None]]:
+        identity = await self._doors.in_file_thread(files.identity_of, path)
+
+        def look(db: Database) -> list[tuple[VM, Hold | None]]:
+            # A file that is gone can still be asked for by the name it had.
+            holds = (
+                registry.holds_on(db, identity)
+                if identity is not None
+                else registry.holds_at(db, os.path.normpath(path))
+            )
+            found = [(registry.vm_by_id(db, hold.vm_id), hold) for hold in holds]
+            return [(vm, hold) for vm, hold in found if vm is not None]
+
+        return await self._doors.store.read(look)
+
+
+def _socket_context(kernel: Kernel, vm: VM) -> str:
+    """The daemon's own context at the VM's level: what may talk to the VM and be talked to by it."""
+    own = kernel.own_context()
+    if own is None:
+        return vm.process_context
+    level = parse_context(vm.process_context).range
+    return str(Context(own.user, own.role, own.type, level))

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A VM as a transient unit: start it, check its label, stop it, notice its end."""
+
+from collections.abc import Awaitable, Callable
+
+from svirtd.book import registry
+from svirtd.core.model import VM, Command, Mode, UnitState
+from svirtd.core.names import machine_name
+from svirtd.engine.doors import Doors
+from svirtd.errors import LabelRefused, SvirtError
+from svirtd.host import runtime
+from svirtd.host.journal import MessageId, Priority
+from svirtd.host.runtime import Account
+from svirtd.host.systemd import UnitSpec
+
+_RUNTIME = "{runtime}"
+
+
+class Units:
+    """Starts and stops VMs through systemd. `on_end` is told the VM whose unit has ended."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+        self._looking: set[str] = set()
+        self.on_end: Callable[[VM], Awaitable[None]] | None = None
+        doors.systemd.on_change = self._changed
+
+    async def start(self, vm: VM, command: Command, account: Account) -> int:
+        """Make the runtime folder, start the unit, check the label; returns the main process.
+
+        Raises UnitFailed, LabelRefused, Failed; no process is left then, the folder may be.
+        """
+        doors = self._doors
+        await doors.in_file_thread(
+            runtime.make_folder, doors.kernel, vm.runtime_dir, account, vm.image_context
+        )
+        spec = UnitSpec(
+            name=vm.unit,
+            description=f"Virtual machine {vm.name}",
+            argv=tuple(arg.replace(_RUNTIME, vm.runtime_dir) for arg in command.argv),
+            context=vm.process_context,
+            user=account.name,
+            slice=doors.config.slice,
+            environment=(*command.environment, f"SVIRT_RUNTIME_DIR={vm.runtime_dir}"),
+            working_directory=command.working_directory,
+            properties=command.properties,
+        )
+        state = await doors.systemd.start(spec, timeout_s=doors.config.start_timeout_s)
+        try:
+            await self._check_label(vm, state)
+            await doors.systemd.watch(vm.unit)
+        except SvirtError:
+            await self._end(vm)
+            raise
+        await self._register(vm, state.main_pid)
+        return state.main_pid
+
+    async def running(self, vm: VM) -> UnitState | None:
+        """Return the state of the VM's unit if it runs under the VM's label, else None."""
+        state = await self._doors.systemd.state(vm.unit) if vm.unit else None
+        if state is None or state.ended or not state.main_pid:
+            return None
+        try:
+            await self._check_label(vm, state)
+        except LabelRefused:
+            return None
+        return state
+
+    async def adopt(self, vm: VM) -> None:
+        """Notice the end of a unit that an earlier run of the daemon started."""
+        await self._doors.systemd.adopt(vm.unit)
+
+    async def stop(self, vm: VM) -> None:
+        """Stop the unit and wait until no process of it is left. Raises UnitFailed."""
+        await self._doors.systemd.stop(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
+
+    async def forget(self, vm: VM) -> None:
+        """Let systemd collect the unit."""
+        await self._doors.systemd.forget(vm.unit)
+
+    async def _end(self, vm: VM) -> None:
+        await self._doors.systemd.kill(vm.unit)
+        await self.stop(vm)
+        await self.forget(vm)
+
+    async def _check_label(self, vm: VM, state: UnitState) -> None:
+        """The label is what the whole promise rests on: asked of the kernel, never assumed."""
+        if self._doors.mode is Mode.DISABLED:
+            return
+        try:
+            found = self._doors.kernel.process_label(state.main_pid)
+        except OSError as error:
+            raise LabelRefused(
+                f"the label of {vm.unit}'s process {state.main_pid} cannot be read ({error}); "
+                "it was stopped"
+            ) from error
+        if found != vm.process_context:
+            raise LabelRefused(
+                f"{vm.unit} runs as {found} instead of {vm.process_context}; it was stopped: check "
+                "that the policy lets systemd start that domain from this command's file type"
+            )
+
+    async def _register(self, vm: VM, main_pid: int) -> None:
+        if self._doors.machined is None:
+            return
+        problem = await self._doors.machined.register(machine_name(vm.name), vm.id, main_pid)
+        if problem:
+            self._doors.journal.record(
+                MessageId.WARNING,
+                f"machinectl will not show the VM: {problem}",
+                priority=Priority.WARNING,
+                SVIRT_VM=vm.name,
+            )
+
+    def _changed(self, unit: str) -> None:
+        # Several signals come for one end; one look is enough.
+        if unit not in self._looking:
+            self._looking.add(unit)
+            self._doors.spawn(self._look(unit))
+
+    async def _look(self, unit: str) -> None:
+        self._looking.discard(unit)
+        state = await self._doors.systemd.state(unit)
+        if state is not None and not state.ended:
+            return
+        vm = await self._doors.store.read(lambda db: registry.vm_by_unit(db, unit))
+        if vm is None or self.on_end is None:
+            return
+        how = "gone" if state is None else f"result {state.result}, status {state.exit_status}"
+        self._doors.journal.record(
+            MessageId.VM_CHANGED,
+            f"VM {vm.name}: its unit has ended ({how})",
+            SVIRT_VM=vm.name,
+            SVIRT_UNIT=unit,
+            SVIRT_OPERATION="end",
+        )
+        await self.on_end(vm)

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Opens what a caller named, finds again what the book names, and labels both by descriptor.
+
+Nothing here labels by path: a name can be swapped between a look and an act, a descriptor cannot.
+Everything blocks; the engine runs it in its file threads.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Step
+from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
+from svirtd.host.kernel import Kernel, NoLabels
+
+_SYS_OPENAT2: Final = 437
+_AT_FDCWD: Final = -100
+_RESOLVE_NO_MAGICLINKS: Final = 0x02
+# Opening must not block on a fifo, take a terminal, or outlive an exec.
+_QUIET: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An object that a request named, open with the rights that its access takes."""
+
+    seen: Seen
+    fd: int
+
+
+class Missing(Exception):
+    """Nothing is at the path that the book names."""
+
+
+class Replaced(Exception):
+    """Another object is at the path that the book names."""
+
+
+def open_all(kernel: Kernel, requests: Sequence[ResourceRequest]) -> list[Opened]:
+    """Open every resource of a request; the caller closes them with close_all.
+
+    Only for callers whose authority is the daemon's own (root). Raises ResourceRefused or
+    InvalidArgs for the first that cannot be opened, and leaves none open then.
+    """
+    opened: list[Opened] = []
+    try:
+        for request in requests:
+            opened.append(_open_one(kernel, request))
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(opened: Sequence[Opened]) -> None:
+    """Close what open_all opened."""
+    for one in opened:
+        os.close(one.fd)
+
+
+def _open_one(kernel: Kernel, request: ResourceRequest) -> Opened:
+    named = request.named
+    if request.path is not None:
+        fd, info, path = _open_path(request.path, request.access)
+    else:
+        fd, info, path = _open_passed(request)
+    try:
+        label = kernel.read_label(fd) if _may_label(info.st_mode) else None
+    except NoLabels:
+        os.close(fd)
+        raise ResourceRefused(
+            f"{named}: its file system cannot keep a label; move the file to one with extended "
+            "attributes (ext4, xfs, btrfs, tmpfs)"
+        ) from None
+    except OSError as error:
+        os.close(fd)
+        raise ResourceRefused(f"{named}: its label cannot be read ({error.strerror})") from error
+    seen = Seen(
+        named=named,
+        access=request.access,
+        path=path,
+        identity=Identity(info.st_dev, info.st_ino),
+        kind=_kind(info.st_mode),
+        links=info.st_nlink,
+        setid=bool(info.st_mode & (stat.S_ISUID | stat.S_ISGID)),
+        label=label,
+    )
+    return Opened(seen, fd)
+
+
+def _open_path(path: str, access: Access) -> tuple[int, os.stat_result, str]:
+    """Open by name in two steps: hold the object, look at it, then open that very object.
+
+    The first step has no side effect on a device or fifo; the second goes through the descriptor
+    of the first, so that what was looked at is what is opened.
+    """
+    try:
+        held = _openat2(path, os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        raise ResourceRefused(f"{path} cannot be opened: {_why(error)}") from error
+    try:
+        info = os.fstat(held)
+        found = os.readlink(f"/proc/self/fd/{held}")
+        if not _may_label(info.st_mode):
+            # Kept as it is, for the plan to refuse with its kind; never opened for real.
+            return os.dup(held), info, found
+        flags = os.O_RDWR if access is Access.EXCLUSIVE else os.O_RDONLY
+        return os.open(f"/proc/self/fd/{held}", flags | _QUIET), info, found
+    except OSError as error:
+        wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
+        raise ResourceRefused(f"{path} cannot be opened for {wanted}: {_why(error)}") from error
+    finally:
+        os.close(held)
+
+
+def _open_passed(request: ResourceRequest) -> tuple[int, os.stat_result, str]:
+    """Take a descriptor that the caller passed; its open mode proves the right."""
+    if request.fd is None:
+        raise InvalidArgs("a resource needs a path or an fd")
+    mode = fcntl.fcntl(request.fd, fcntl.F_GETFL)
+    if mode & os.O_PATH:
+        raise ResourceRefused(
+            "the passed descriptor was opened with O_PATH, which proves nothing: open the file "
+            "for reading, or for reading and writing where access is 'exclusive'"
+        )
+    how = mode & os.O_ACCMODE
+    wanted = (os.O_RDWR,) if request.access is Access.EXCLUSIVE else (os.O_RDONLY, os.O_RDWR)
+    if how not in wanted:
+        need = "reading and writing" if request.access is Access.EXCLUSIVE else "reading"
+        raise ResourceRefused(
+            f"the passed descriptor is not open for {need}, which access "
+            f"{request.access.value!r} takes: open the file so, or ask for another access"
+        )
+    info = os.fstat(request.fd)
+    path = os.readlink(f"/proc/self/fd/{request.fd}")
+    if _may_label(info.st_mode) and info.st_nlink > 0:
+        try:
+            os.close(find(path, Identity(info.st_dev, info.st_ino)))
+        except (Missing, Replaced, OSError):
+            # The label could be set, but after a restart nobody could give it back.
+            raise ResourceRefused(
+                f"the passed descriptor's file is not found at {path} from here; pass a file of "
+                "this host's own mount namespace"
+            ) from None
+    return os.dup(request.fd), info, path
+
+
+def find(path: str, identity: Identity) -> int:
+    """Open what the book names, if it still is that object; the caller closes the descriptor.
+
+    Raises Missing, Replaced, or OSError.
+    """
+    try:
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Missing from error
+    try:
+        info = os.fstat(held)
+        if Identity(info.st_dev, info.st_ino) != identity:
+            raise Replaced
+        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | _QUIET)
+    finally:
+        os.close(held)
+
+
+def identity_of(path: str) -> Identity | None:
+    """Return what a path leads to, None if nowhere."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return Identity(info.st_dev, info.st_ino)
+
+
+def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
+    """Take one step if the object still carries what the step expects.
+
+    Returns False and changes nothing if it carries something else by now. Raises LabelRefused
+    with the kernel's reason.
+    """
+    try:
+        if kernel.read_label(fd) != step.old:
+            return False
+        kernel.write_label(fd, step.new)
+    except NoLabels as error:
+        raise LabelRefused(f"{step.path}: its file system cannot keep a label") from error
+    except OSError as error:
+        raise LabelRefused(
+            f"{step.path} cannot be labelled {step.new or '(none)'}: {_why(error)}"
+        ) from error
+    return True
+
+
+def sync(fd: int) -> None:
+    """Bring a label change to the disk, so that a power cut cannot bring an old label back."""
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        os.fsync(fd)
+
+
+def _openat2(path: str, flags: int) -> int:
+    how = _OpenHow(flags, 0, _RESOLVE_NO_MAGICLINKS)
+    fd: int = _libc.syscall(
+        _SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+    )
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), path)
+    return fd
+
+
+def _may_label(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+
+
+def _kind(mode: int) -> Kind:
+    kinds = {
+        stat.S_IFREG: Kind.FILE,
+        stat.S_IFBLK: Kind.BLOCK,
+        stat.S_IFDIR: Kind.DIRECTORY,
+        stat.S_IFCHR: Kind.CHARACTER,
+        stat.S_IFIFO: Kind.FIFO,
+        stat.S_IFSOCK: Kind.SOCKET,
+        stat.S_IFLNK: Kind.LINK,
+    }
+    return kinds.get(stat.S_IFMT(mode), Kind.OTHER)
+
+
+def _why(error: OSError) -> str:
+    """The kernel's reason, with what to do where that is not plain."""
+    hints = {
+        errno.EROFS: "its file system is mounted read-only; remount it read-write",
+        errno.ELOOP: "a link in it leads through /proc or in a circle; name the file itself",
+        errno.ENOENT: "no such file; check the path",
+        errno.EACCES: "permission denied",
+        errno.ENOSPC: "no space left on its file system",
+    }
+    return hints.get(error.errno or 0, error.strerror or str(error))

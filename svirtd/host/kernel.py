@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kernel's side of labels: the only user of libselinux and of the label xattr.
+
+A label is text without its closing NUL, or None where an object has none. On a kernel without
+SELinux labels can be written and read all the same; nothing enforces them there.
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from typing import Any, Final
+
+from svirtd.core.mcs import Context, parse_context
+from svirtd.core.model import Contexts, Mode
+from svirtd.errors import LabelRefused, StartError
+
+XATTR: Final = "security.selinux"
+
+# What the reference policy calls them; used where no policy is loaded that could say.
+_PROCESS: Final = "system_u:system_r:svirt_t:s0"
+_IMAGE: Final = "system_u:object_r:svirt_image_t:s0"
+_CONTENT: Final = "system_u:object_r:virt_content_t:s0"
+
+_NO_LABELS: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def _binding() -> Any:
+    """Import the distribution's binding. Raises StartError that names what to install instead."""
+    advice = (
+        "install python3-selinux with the system's package manager and run svirtd from a virtual "
+        "environment made by the system's python3 with --system-site-packages"
+    )
+    try:
+        import selinux  # noqa: PLC0415 -- the check below is the point of importing it here
+    except ImportError as error:
+        raise StartError(f"the SELinux binding is missing ({error}); {advice}") from error
+    # The PyPI package of the same name is a shim that says "SELinux is off" wherever it does not
+    # know the distribution, Debian included: a daemon that believes it would enforce nothing.
+    if not hasattr(selinux, "security_check_context") or not hasattr(selinux, "fsetfilecon_raw"):
+        raise StartError(
+            f"the module 'selinux' at {selinux.__file__} is the stub from PyPI, which reports "
+            f"SELinux as off: remove it (pip uninstall selinux) and {advice}"
+        )
+    return selinux
+
+
+class NoLabels(Exception):
+    """The file system of an object cannot keep a label."""
+
+
+class Kernel:
+    """What this host's kernel and policy say. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._selinux = _binding()
+
+    def mode(self) -> Mode:
+        """Return what the kernel does with labels now."""
+        if not self._selinux.is_selinux_enabled():
+            return Mode.DISABLED
+        return Mode.ENFORCING if self._selinux.security_getenforce() == 1 else Mode.PERMISSIVE
+
+    def enabled(self) -> bool:
+        """Say whether the kernel has SELinux and a policy at all."""
+        return bool(self._selinux.is_selinux_enabled())
+
+    def policy_name(self) -> str:
+        """Return the name of the loaded policy, empty where there is none."""
+        if not self._selinux.is_selinux_enabled():
+            return ""
+        result, name = self._selinux.selinux_getpolicytype()
+        return str(name) if result == 0 else ""
+
+    def default_contexts(self) -> Contexts:
+        """Return the base contexts that the policy's own files name, or the reference policy's.
+
+        Raises StartError if a policy is loaded and its files do not say.
+        """
+        if not self._selinux.is_selinux_enabled():
+            return Contexts(parse_context(_PROCESS), parse_context(_IMAGE), parse_context(_CONTENT))
+        domains = self._policy_file(self._selinux.selinux_virtual_domain_context_path(), 1)
+        images = self._policy_file(self._selinux.selinux_virtual_image_context_path(), 2)
+        return Contexts(domains[0], images[0], images[1])
+
+    def _policy_file(self, path: str, lines: int) -> list[Context]:
+        try:
+            with open(path, encoding="utf-8") as file:
+                found = [line.strip() for line in file if line.strip()]
+            contexts = [parse_context(text) for text in found[:lines]]
+        except (OSError, ValueError) as error:
+            raise StartError(f"the policy's file {path} cannot be used: {error}") from error
+        if len(contexts) < lines:
+            raise StartError(
+                f"{path} has {len(contexts)} contexts, svirtd needs {lines}: set process-context, "
+                "image-context and content-context under [labels]"
+            )
+        return contexts
+
+    def check_context(self, context: str) -> None:
+        """Have the kernel validate a context before it is written anywhere. Raises LabelRefused.
+
+        Without SELinux there is nobody to ask: the form is checked.
+        """
+        try:
+            parse_context(context)
+            if self._selinux.is_selinux_enabled():
+                self._selinux.security_check_context_raw(context)
+        except (ValueError, OSError) as error:
+            raise LabelRefused(
+                f"the kernel does not accept the context {context} ({error}); check [labels] in "
+                "the configuration against the loaded policy"
+            ) from error
+
+    def read_label(self, fd: int | str) -> str | None:
+        """Return the label of an open object, or of a /proc/self/fd path for one held by O_PATH.
+
+        Raises NoLabels or OSError.
+        """
+        try:
+            raw = os.getxattr(fd, XATTR)
+        except OSError as error:
+            if error.errno == errno.ENODATA:
+                return None
+            if error.errno in _NO_LABELS:
+                raise NoLabels from error
+            raise
+        return raw.removesuffix(b"\0").decode("utf-8", "backslashreplace")
+
+    def write_label(self, fd: int, label: str | None) -> None:
+        """Set the label of an open object, or take it away. Raises OSError."""
+        if label is None:
+            os.removexattr(fd, XATTR)
+        else:
+            os.setxattr(fd, XATTR, label.encode() + b"\0")
+
+    def process_label(self, pid: int) -> str:
+        """Return the label of a process; empty where the kernel has none. Raises OSError."""
+        try:
+            with open(f"/proc/{pid}/attr/current", "rb") as file:
+                return file.read().rstrip(b"\0\n").decode("utf-8", "backslashreplace")
+        except OSError as error:
+            # No security module shows this as EINVAL; a process without the file has ended.
+            if error.errno == errno.EINVAL:
+                return ""
+            raise
+
+    @contextlib.contextmanager
+    def sockets_at(self, context: str) -> Iterator[None]:
+        """Sockets that this thread makes inside get `context`. Raises LabelRefused."""
+        if not self._selinux.is_selinux_enabled():
+            yield
+            return
+        try:
+            self._selinux.setsockcreatecon_raw(context)
+        except OSError as error:
+            raise LabelRefused(f"no socket can be made as {context}: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            self._selinux.setsockcreatecon_raw(None)
+
+    def own_context(self) -> Context | None:
+        """Return this process's context, None without SELinux."""
+        if not self._selinux.is_selinux_enabled():
+            return None
+        return parse_context(str(self._selinux.getcon_raw()[1]))
