@@ -76,6 +76,9 @@ def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
 
 def _give_up(journal: Journal, why: str, code: int) -> int:
     journal.record(MessageId.STOPPED, why, priority=Priority.ERROR)
+    if journal.to_journal and "JOURNAL_STREAM" not in os.environ:
+        # Started by hand: the person at the terminal should not have to look into the journal.
+        sys.stderr.write(f"svirtd: {why}\n")
     return code
 
 

@@ -44,7 +44,7 @@ class Journal:
     """Writes records. `fields` are journal fields such as SVIRT_VM; empty ones are left out."""
 
     def __init__(self) -> None:
-        self._to_journal = os.path.exists(_SOCKET)
+        self.to_journal = os.path.exists(_SOCKET)
 
     def record(
         self,
@@ -56,7 +56,7 @@ class Journal:
     ) -> None:
         """Write one record."""
         named = {key: str(value) for key, value in fields.items() if value != ""}
-        if self._to_journal:
+        if self.to_journal:
             journal.send(
                 message,
                 MESSAGE_ID=message_id.value,

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The daemon as a process, a client of it, and the look at what is left behind."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from svirtd.host.bus import BusError, Connection, Message, Variant
+
+T = TypeVar("T")
+
+REPO = Path(__file__).resolve().parents[1]
+NAME = "org.svirt1"
+ROOT = "/org/svirt1"
+MANAGER = "org.svirt1.Manager"
+VM = "org.svirt1.VM"
+PROPERTIES = "org.freedesktop.DBus.Properties"
+XATTR = "security.selinux"
+DEADLINE_S = 20.0
+
+
+def wait_for(what: str, look: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
+    """Look again and again until something true is seen; fail past the deadline."""
+    end = time.monotonic() + deadline_s
+    while True:
+        found = look()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not seen within {deadline_s} s: {what}")
+        time.sleep(0.02)
+
+
+def label(path: Path | str) -> str | None:
+    """Return the label of a file, None if it has none."""
+    try:
+        return os.getxattr(path, XATTR).rstrip(b"\0").decode()
+    except OSError as error:
+        if error.errno == 61:  # ENODATA
+            return None
+        raise
+
+
+def set_label(path: Path | str, text: str) -> None:
+    """Label a file as a third party would."""
+    os.setxattr(path, XATTR, text.encode() + b"\0")
+
+
+def image(path: Path, size: int = 1 << 20) -> Path:
+    """Make a sparse disk image without a label."""
+    with open(path, "wb") as file:
+        file.truncate(size)
+    return path
+
+
+class Daemon:
+    """One svirtd process with a book, configuration and runtime folder of its own."""
+
+    def __init__(self, folder: Path, *, extra: str = "", bus: str | None = None) -> None:
+        self.folder = folder
+        self.book = folder / "book" / "book.sqlite"
+        self.runtime = folder / "run"
+        self.config = folder / "svirtd.toml"
+        self.log = folder / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.env = dict(os.environ)
+        if bus is not None:
+            self.env["DBUS_SYSTEM_BUS_ADDRESS"] = bus
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.write_text(
+            f'[selinux]\nrequire = "none"\n[registry]\npath = "{self.book}"\n'
+            f'[runtime]\ndirectory = "{self.runtime}"\n{extra}'
+        )
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    def spawn(self) -> None:
+        """Start the process and do not wait."""
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "svirtd", "--config", str(self.config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.env,
+                cwd=REPO,
+            )
+
+    def start(self) -> None:
+        """Start the process and wait until it owns its name."""
+        self.spawn()
+        process = self.process
+        assert process is not None
+
+        def ready() -> bool:
+            if process.poll() is not None:
+                raise AssertionError(f"svirtd exited with {process.returncode}: {self.output()}")
+            owner = subprocess.run(
+                ["busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus"]
+                + ["GetConnectionUnixProcessID", "s", NAME],
+                capture_output=True,
+                env=self.env,
+                check=False,
+            )
+            return owner.stdout.split() == [b"u", str(process.pid).encode()]
+
+        wait_for("svirtd owns its name", ready)
+
+    def stop(self) -> int:
+        """End it as systemd does and return its exit code."""
+        return self.end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.end(signal.SIGKILL)
+
+    def end(self, number: signal.Signals) -> int:
+        assert self.process is not None
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(DEADLINE_S)
+        self.process = None
+        return code
+
+    def output(self) -> str:
+        """What it wrote to stdout and stderr so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def fds(self) -> list[str]:
+        """What its descriptors lead to."""
+        found = []
+        for entry in os.listdir(f"/proc/{self.pid}/fd"):
+            try:
+                found.append(os.readlink(f"/proc/{self.pid}/fd/{entry}"))
+            except FileNotFoundError:
+                continue
+        return sorted(found)
+
+
+class Client:
+    """A blocking client on a loop of its own; collects the signals of svirtd."""
+
+    def __init__(self, bus: str | None = None) -> None:
+        self.runner = asyncio.Runner()
+        self.signals: list[Message] = []
+        self.connection = self.runner.run(Connection.open(bus))
+
+    def close(self) -> None:
+        self.connection.close()
+        self.runner.close()
+
+    def listen(self) -> None:
+        """Collect every signal of svirtd from now on."""
+        for interface, member in (
+            (MANAGER, "VMAdded"),
+            (MANAGER, "VMRemoved"),
+            (MANAGER, "DriftFound"),
+            (PROPERTIES, "PropertiesChanged"),
+            ("org.freedesktop.DBus.ObjectManager", "InterfacesAdded"),
+            ("org.freedesktop.DBus.ObjectManager", "InterfacesRemoved"),
+        ):
+            self.runner.run(
+                self.connection.subscribe(NAME, interface, member, self.signals.append)
+            )
+
+    def idle(self, seconds: float = 0.02) -> None:
+        """Let the loop take in what has arrived."""
+        self.runner.run(asyncio.sleep(seconds))
+
+    def seen(self, member: str) -> list[list[Any]]:
+        """The bodies of the collected signals of this member."""
+        self.idle()
+        return [list(msg.body) for msg in self.signals if msg.member == member]
+
+    def call(
+        self,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        path: str = ROOT,
+        interface: str = MANAGER,
+        fds: Sequence[int] = (),
+    ) -> list[Any]:
+        """Call a method of svirtd and return the reply's body. Raises BusError."""
+        return list(self.message(member, signature, *body, path=path, interface=interface, fds=fds).body)
+
+    def message(
+        self,
+        member: str,
+        signature: str = "",
+        *body: Any,
+        path: str = ROOT,
+        interface: str = MANAGER,
+        fds: Sequence[int] = (),
+    ) -> Message:
+        """As call(), but return the whole reply; its descriptors belong to the test."""
+        return self.runner.run(
+            self.connection.call(
+                NAME, path, interface, member, signature, body, timeout_s=DEADLINE_S, fds=fds
+            )
+        )
+
+    def acquire(self, name: str, *disks: Path | str, access: str = "exclusive", **options: Any) -> str:
+        """Acquire files; options as {"key": Variant}."""
+        return str(
+            self.call("Acquire", "saa{sv}a{sv}", name, resources(*disks, access=access), options)[0]
+        )
+
+    def launch(self, name: str, argv: Sequence[str], *disks: Path | str, **options: Any) -> list[Any]:
+        return self.call(
+            "Launch", "sasaa{sv}a{sv}", name, list(argv), resources(*disks), options
+        )
+
+    def release(self, name: str) -> None:
+        self.call("Release", "sa{sv}", name, {})
+
+    def vms(self) -> dict[str, str]:
+        """State of each VM by name."""
+        return {row[0]: row[1] for row in self.call("ListVMs")[0]}
+
+    def properties(self, name: str) -> dict[str, Any]:
+        """Every property of a VM, unwrapped."""
+        (path,) = self.call("GetVM", "s", name)
+        return unwrap(self.call("GetAll", "s", VM, path=path, interface=PROPERTIES)[0])
+
+    def manager(self) -> dict[str, Any]:
+        """Every property of the manager, unwrapped."""
+        return unwrap(self.call("GetAll", "s", MANAGER, interface=PROPERTIES)[0])
+
+    def error(self, member: str, signature: str, *body: Any, **kwargs: Any) -> BusError:
+        """Call what must be refused and return the refusal."""
+        try:
+            result = self.call(member, signature, *body, **kwargs)
+        except BusError as error:
+            return error
+        raise AssertionError(f"{member} was not refused: {result}")
+
+
+def resources(*disks: Path | str, access: str = "exclusive") -> list[dict[str, Variant]]:
+    """Resources by path, all with one access."""
+    return [{"path": Variant("s", str(d)), "access": Variant("s", access)} for d in disks]
+
+
+def unwrap(value: Any) -> Any:
+    """Take the variants out of a reply."""
+    if isinstance(value, Variant):
+        return unwrap(value.value)
+    if isinstance(value, dict):
+        return {key: unwrap(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [unwrap(inner) for inner in value]
+    return value
+
+
+def svirt_units() -> list[str]:
+    """The transient units of VMs that systemd knows."""
+    out = subprocess.run(
+        ["systemctl", "list-units", "--all", "--plain", "--no-legend", "svirt-*.service"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return [line.split()[0] for line in out.stdout.splitlines() if line.strip()]
