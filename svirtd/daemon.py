@@ -45,7 +45,7 @@ _EXIT_CONFIG: Final = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon; returns its exit code: 0 stopped, 1 cannot run, 2 bad usage or configuration."""
+    """Run the daemon; returns the exit code: 0 stopped, 1 cannot run, 2 bad usage or settings."""
     parser = argparse.ArgumentParser(
         prog="svirtd", description="Label isolation for virtual machines. See svirtd(8)."
     )
@@ -139,7 +139,7 @@ class _Daemon:
         self._journal = journal
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._group: asyncio.TaskGroup | None = None
+        self._group = asyncio.TaskGroup()
 
     async def serve(
         self,
@@ -172,8 +172,7 @@ class _Daemon:
                 file_threads=threads,
                 spawn=self._spawn,
             )
-            async with asyncio.TaskGroup() as group:
-                self._group = group
+            async with self._group:
                 await self._serve(bus)
         finally:
             bus.close()
@@ -232,7 +231,7 @@ class _Daemon:
         if not await router.drain(_DRAIN_S):
             self._journal.record(
                 MessageId.STOPPED,
-                f"requests were still under way after {_DRAIN_S:.0f} s; the next start settles them",
+                f"requests are still under way after {_DRAIN_S:.0f} s; the next start settles them",
                 priority=Priority.WARNING,
             )
         for task in self._tasks:
@@ -241,7 +240,6 @@ class _Daemon:
         self._journal.record(MessageId.STOPPED, "svirtd has stopped", priority=Priority.NOTICE)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        assert self._group is not None  # set before anything can call this
         task = self._group.create_task(self._guard(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

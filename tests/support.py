@@ -101,12 +101,13 @@ class Daemon:
         process = self.process
         assert process is not None
 
+        bus_call = ["busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus"]
+
         def ready() -> bool:
             if process.poll() is not None:
                 raise AssertionError(f"svirtd exited with {process.returncode}: {self.output()}")
             owner = subprocess.run(
-                ["busctl", "call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus"]
-                + ["GetConnectionUnixProcessID", "s", NAME],
+                [*bus_call, "GetConnectionUnixProcessID", "s", NAME],
                 capture_output=True,
                 env=self.env,
                 check=False,
@@ -168,9 +169,7 @@ class Client:
             ("org.freedesktop.DBus.ObjectManager", "InterfacesAdded"),
             ("org.freedesktop.DBus.ObjectManager", "InterfacesRemoved"),
         ):
-            self.runner.run(
-                self.connection.subscribe(NAME, interface, member, self.signals.append)
-            )
+            self.runner.run(self.connection.subscribe(NAME, interface, member, self.signals.append))
 
     def idle(self, seconds: float = 0.02) -> None:
         """Let the loop take in what has arrived."""
@@ -191,7 +190,9 @@ class Client:
         fds: Sequence[int] = (),
     ) -> list[Any]:
         """Call a method of svirtd and return the reply's body. Raises BusError."""
-        return list(self.message(member, signature, *body, path=path, interface=interface, fds=fds).body)
+        return list(
+            self.message(member, signature, *body, path=path, interface=interface, fds=fds).body
+        )
 
     def message(
         self,
@@ -209,16 +210,18 @@ class Client:
             )
         )
 
-    def acquire(self, name: str, *disks: Path | str, access: str = "exclusive", **options: Any) -> str:
+    def acquire(
+        self, name: str, *disks: Path | str, access: str = "exclusive", **options: Any
+    ) -> str:
         """Acquire files; options as {"key": Variant}."""
         return str(
             self.call("Acquire", "saa{sv}a{sv}", name, resources(*disks, access=access), options)[0]
         )
 
-    def launch(self, name: str, argv: Sequence[str], *disks: Path | str, **options: Any) -> list[Any]:
-        return self.call(
-            "Launch", "sasaa{sv}a{sv}", name, list(argv), resources(*disks), options
-        )
+    def launch(
+        self, name: str, argv: Sequence[str], *disks: Path | str, **options: Any
+    ) -> list[Any]:
+        return self.call("Launch", "sasaa{sv}a{sv}", name, list(argv), resources(*disks), options)
 
     def release(self, name: str) -> None:
         self.call("Release", "sa{sv}", name, {})
@@ -230,11 +233,11 @@ class Client:
     def properties(self, name: str) -> dict[str, Any]:
         """Every property of a VM, unwrapped."""
         (path,) = self.call("GetVM", "s", name)
-        return unwrap(self.call("GetAll", "s", VM, path=path, interface=PROPERTIES)[0])
+        return dict(unwrap(self.call("GetAll", "s", VM, path=path, interface=PROPERTIES)[0]))
 
     def manager(self) -> dict[str, Any]:
         """Every property of the manager, unwrapped."""
-        return unwrap(self.call("GetAll", "s", MANAGER, interface=PROPERTIES)[0])
+        return dict(unwrap(self.call("GetAll", "s", MANAGER, interface=PROPERTIES)[0]))
 
     def error(self, member: str, signature: str, *body: Any, **kwargs: Any) -> BusError:
         """Call what must be refused and return the refusal."""

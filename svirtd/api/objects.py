@@ -167,21 +167,21 @@ class Objects:
 
     # -- signals (engine.events.Listener) ---------------------------------------------------
 
-    def added(self, entry: Entry, cause: Cause) -> None:
+    def added(self, entry: Entry, _cause: Cause) -> None:
         """A VM has entered the book."""
         path = vm_path(entry.vm.name)
         properties = wire.vm_properties(entry.vm, entry.holds)
         self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {VM: properties}])
         self.emit(ROOT, MANAGER, "VMAdded", "so", [entry.vm.name, path])
 
-    def changed(self, before: Entry, after: Entry, cause: Cause) -> None:
+    def changed(self, before: Entry, after: Entry, _cause: Cause) -> None:
         """A VM is not what it was."""
         changes = wire.vm_changes((before.vm, before.holds), (after.vm, after.holds))
         if changes:
             path = vm_path(after.vm.name)
             self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, changes, []])
 
-    def removed(self, entry: Entry, cause: Cause) -> None:
+    def removed(self, entry: Entry, _cause: Cause) -> None:
         """A VM has left the book."""
         path = vm_path(entry.vm.name)
         self.emit(

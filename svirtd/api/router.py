@@ -168,7 +168,7 @@ class Router:
 
     def _object(self, path: str) -> str:
         """Return the VM's name of a VM's path, "" for other objects. Raises UnknownObject."""
-        if path == ROOT or path == VM_FOLDER or ROOT.startswith(path.rstrip("/") + "/"):
+        if path in (ROOT, VM_FOLDER) or ROOT.startswith(path.rstrip("/") + "/"):
             return ""
         folder, _, element = path.rpartition("/")
         name = unescape_path(element) if folder == VM_FOLDER else None

@@ -122,7 +122,7 @@ def _request(
     lifetime = reader.take("lifetime", "s", Lifetime.RELEASE.value)
     if lifetime not in tuple(Lifetime):
         raise InvalidArgs(
-            f"options: lifetime {lifetime[:32]!r}; expected {' or '.join(map(repr, map(str, Lifetime)))}"
+            f"options: lifetime {lifetime[:32]!r}; expected {_choice(tuple(Lifetime))}"
         )
     goal = reader.take("goal", "s", goals.ISOLATED.name)
     return Request(
@@ -155,9 +155,7 @@ def _resource(number: int, values: Options, fds: Sequence[int]) -> ResourceReque
     if access in ("group", "host-shared"):
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
     if access not in tuple(Access):
-        raise InvalidArgs(
-            f"{what}: access {access[:32]!r}; expected {', '.join(map(repr, map(str, Access)))}"
-        )
+        raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {_choice(tuple(Access))}")
     if form != "raw":
         raise NotSupported(
             f"{what}: format {form[:32]!r} is not supported by this version; 'raw' labels the "
@@ -169,6 +167,10 @@ def _resource(number: int, values: Options, fds: Sequence[int]) -> ResourceReque
             raise InvalidArgs(f"{what}: 'fd' names no descriptor of this message")
         fd = fds[index]
     return ResourceRequest(None if path is None else _path(what, path), fd, Access(access))
+
+
+def _choice(values: Sequence[str]) -> str:
+    return " or ".join(f"'{value}'" for value in values)
 
 
 def _path(what: str, path: str) -> str:

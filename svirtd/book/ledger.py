@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The write-ahead record of operations: opened durably before the first label, closed after the last.
+"""The write-ahead record: opened durably before an operation's first label, closed after its last.
 
 Called inside a transaction. An operation that is still open at start was cut off; its steps say
 which label every object may carry.

@@ -140,7 +140,7 @@ def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
 
 
 def retire(db: Database, rank: int) -> None:
-    """Take a rank from its VM: to the end of the queue if it is proven clean, else to quarantine."""
+    """Take a rank from its VM: to the end of the queue if proven clean, else to quarantine."""
     if _suspected(db, rank):
         db.execute("UPDATE pool SET quarantined = quarantined + 1")
     else:

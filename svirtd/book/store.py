@@ -247,7 +247,7 @@ def _connect(path: str) -> Database:
 
 
 def _lock(path: str) -> int:
-    """Take the lock beside the book and write our pid in it. Raises StartError naming the holder."""
+    """Take the lock beside the book, with our pid in it. Raises StartError naming the holder."""
     folder = os.path.dirname(path)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)

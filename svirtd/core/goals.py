@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Goals: what a VM is for, as rules about labels. `isolated` is the one that needs no policy of its own."""
+"""Goals: what a VM is for, as rules about labels. `isolated` needs no policy of its own."""
 
 from dataclasses import dataclass
 

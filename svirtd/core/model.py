@@ -67,7 +67,7 @@ class Identity:
     ino: int
 
     def __str__(self) -> str:
-        return f"{self.dev >> 8 & 0xFFF}:{(self.dev & 0xFF) | (self.dev >> 12 & 0xFFF00)}/{self.ino}"
+        return f"device {self.dev:#x} inode {self.ino}"
 
 
 class Kind(enum.StrEnum):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a VM may be called, and the names derived from that. Pure."""
 
+import hashlib
 import re
 
 from svirtd.errors import InvalidArgs
@@ -52,6 +53,13 @@ def machine_name(vm_name: str) -> str:
     """Return a name that machined takes for this VM: a host name of at most 64 characters."""
     name = re.sub(r"[^A-Za-z0-9.-]+", "-", vm_name)
     return re.sub(r"\.+", ".", name).strip(".-") or "vm"
+
+
+def machine_id(vm_id: str, uuid: str) -> bytes:
+    """Return the 16 bytes by which machined knows a VM: its UUID, or made from its Id."""
+    if uuid:
+        return bytes.fromhex(uuid.replace("-", ""))
+    return hashlib.blake2b(vm_id.encode(), digest_size=16).digest()
 
 
 def _short(text: str) -> str:

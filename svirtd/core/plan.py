@@ -146,7 +146,7 @@ def _refuse_kind(seen: Seen) -> None:
         )
     if seen.kind not in (Kind.FILE, Kind.BLOCK):
         raise ResourceRefused(
-            f"{seen.named} is a {seen.kind.value}; only regular files and block devices are labelled"
+            f"{seen.named} is a {seen.kind.value}; only files and block devices are labelled"
         )
     if seen.links > 1 and seen.kind is Kind.FILE:
         # Another name of the file may lie where its owner, or a service, expects the old label.
@@ -159,7 +159,9 @@ def _refuse_kind(seen: Seen) -> None:
             f"{seen.named} is deleted; its label could not be given back: use a file with a name"
         )
     if seen.setid:
-        raise ResourceRefused(f"{seen.named} is a setuid or setgid file; such files are never labelled")
+        raise ResourceRefused(
+            f"{seen.named} is a setuid or setgid file; such files are never labelled"
+        )
 
 
 def _refuse_type(seen: Seen, rules: Rules) -> None:

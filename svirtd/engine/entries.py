@@ -111,7 +111,7 @@ def begin_acquire(
 def dry_run(
     db: Database, doors: Doors, caller: Caller, request: Request, seen: Sequence[Seen]
 ) -> Plan:
-    """Return what begin_acquire would decide, and write nothing. Raises what concerns no resource."""
+    """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
     known = _usable(db, request.name)
     if known is None:
         _refuse_too_many(db, doors)

@@ -27,13 +27,13 @@ class Cause:
 class Listener(Protocol):
     """One that wants to know."""
 
-    def added(self, entry: Entry, cause: Cause) -> None:
+    def added(self, entry: Entry, cause: Cause, /) -> None:
         """A VM has entered the book."""
 
-    def changed(self, before: Entry, after: Entry, cause: Cause) -> None:
+    def changed(self, before: Entry, after: Entry, cause: Cause, /) -> None:
         """A VM or its holds are not what they were."""
 
-    def removed(self, entry: Entry, cause: Cause) -> None:
+    def removed(self, entry: Entry, cause: Cause, /) -> None:
         """A VM has left the book."""
 
     def drift(self, finding: Finding) -> None:

@@ -27,6 +27,7 @@ from svirtd.engine.units import Units
 from svirtd.errors import Failed, InvalidArgs, LimitsExceeded, NoSuchVM, SvirtError
 from svirtd.host import files, runtime
 from svirtd.host.files import Opened
+from svirtd.host.journal import MessageId
 from svirtd.host.kernel import Kernel
 
 # Private sets that one set of categories may contain before FindOwners gives up.
@@ -116,7 +117,7 @@ class Requests:
         vm = await vm_named(self._doors, name)
         if vm.state is not State.RUNNING or not vm.runtime_dir:
             raise Failed(
-                f"VM {name!r} is {vm.state.value}; only a VM that was launched and runs has channels"
+                f"VM {name!r} is {vm.state.value}; only a launched VM that runs has channels"
             )
         return await self._doors.in_file_thread(
             runtime.connect,
@@ -186,7 +187,7 @@ class Requests:
             ranks = self._doors.shape.ranks_within(categories, _SETS_MAX)
         except ValueError as error:
             raise InvalidArgs(
-                f"{what[:64]!r} is not an absolute path, a set of categories such as c17,c402, or a "
+                f"{what[:64]!r} is not an absolute path, a category set such as c17,c402, or a "
                 f"context ({error})"
             ) from None
 
@@ -248,7 +249,8 @@ class Requests:
     async def _label_and_start(
         self, begun: Begun, opened: Sequence[Opened], command: Command, account: runtime.Account
     ) -> Entry:
-        assert begun.operation is not None  # a launch always has one
+        if begun.operation is None:
+            raise Failed("a launch has no entry in the ledger; nothing was started")
         await self._operations.label(begun.operation, opened)
         try:
             main_pid = await self._units.start(begun.entry.vm, command, account)
@@ -270,13 +272,21 @@ class Requests:
         else:
             self._events.changed(before, after, cause)
 
-    async def _ended(self, vm: VM) -> None:
+    async def _ended(self, vm: VM, how: str) -> None:
         """A unit has ended: give the labels back, unless somebody else did or it is a new VM."""
         async with self._operations.names.hold(vm.name):
             now = await self._doors.store.read(lambda db: registry.vm_by_id(db, vm.id))
             if now is None or now.unit != vm.unit:
                 return
             if await self._units.running(now) is None:
+                self._doors.journal.record(
+                    MessageId.VM_CHANGED,
+                    f"VM {now.name}: {now.unit} has ended ({how})",
+                    SVIRT_VM=now.name,
+                    SVIRT_VM_ID=now.id,
+                    SVIRT_UNIT=now.unit,
+                    SVIRT_OPERATION="end",
+                )
                 await self._operations.release(now, Cause("end", 0))
                 self._departures.forget(now.caller)
 
@@ -321,7 +331,7 @@ class Requests:
 
 
 def _socket_context(kernel: Kernel, vm: VM) -> str:
-    """The daemon's own context at the VM's level: what may talk to the VM and be talked to by it."""
+    """The daemon's own context at the VM's level: such a socket the VM may talk through."""
     own = kernel.own_context()
     if own is None:
         return vm.process_context

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
 from svirtd.core.model import VM, Command, Mode, UnitState
-from svirtd.core.names import machine_name
+from svirtd.core.names import machine_id, machine_name
 from svirtd.engine.doors import Doors
 from svirtd.errors import LabelRefused, SvirtError
 from svirtd.host import runtime
@@ -17,12 +17,12 @@ _RUNTIME = "{runtime}"
 
 
 class Units:
-    """Starts and stops VMs through systemd. `on_end` is told the VM whose unit has ended."""
+    """Starts and stops VMs through systemd. `on_end` is told the VM and how its unit ended."""
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
         self._looking: set[str] = set()
-        self.on_end: Callable[[VM], Awaitable[None]] | None = None
+        self.on_end: Callable[[VM, str], Awaitable[None]] | None = None
         doors.systemd.on_change = self._changed
 
     async def start(self, vm: VM, command: Command, account: Account) -> int:
@@ -103,7 +103,9 @@ class Units:
     async def _register(self, vm: VM, main_pid: int) -> None:
         if self._doors.machined is None:
             return
-        problem = await self._doors.machined.register(machine_name(vm.name), vm.id, main_pid)
+        problem = await self._doors.machined.register(
+            machine_name(vm.name), machine_id(vm.id, vm.uuid), main_pid
+        )
         if problem:
             self._doors.journal.record(
                 MessageId.WARNING,
@@ -127,11 +129,4 @@ class Units:
         if vm is None or self.on_end is None:
             return
         how = "gone" if state is None else f"result {state.result}, status {state.exit_status}"
-        self._doors.journal.record(
-            MessageId.VM_CHANGED,
-            f"VM {vm.name}: its unit has ended ({how})",
-            SVIRT_VM=vm.name,
-            SVIRT_UNIT=unit,
-            SVIRT_OPERATION="end",
-        )
-        await self.on_end(vm)
+        await self.on_end(vm, how)

@@ -106,9 +106,11 @@ class _Writer:
         self._offset = 0
         self._flush_planned = False
         self._waiting = False
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     # dbus-next's own code calls this name.
-    def schedule_write(self, msg: Message | None = None, future: object = None) -> None:
+    def schedule_write(self, msg: Message | None = None, _future: object = None) -> None:
         if msg is not None:
             self.put(msg)
 
@@ -116,6 +118,7 @@ class _Writer:
         fds = tuple(os.dup(fd) for fd in msg.unix_fds or ())
         data = bytes(msg._marshall(negotiate_unix_fd=True))
         self._queue.append((data, fds))
+        self.idle.clear()
         self._queued_bytes += len(data)
         if self._queued_bytes > _QUEUE_MAX_BYTES:
             self._bus.lose(BusLost(f"the bus has not read for {self._queued_bytes} bytes"))
@@ -124,15 +127,13 @@ class _Writer:
             self._flush_planned = True
             self._bus.loop.call_soon(self._flush)
 
-    def idle(self) -> bool:
-        return not self._queue
-
     def close(self) -> None:
         for _, fds in self._queue:
             for fd in fds:
                 os.close(fd)
         self._queue.clear()
         self._queued_bytes = 0
+        self.idle.set()
 
     def _flush(self) -> None:
         self._flush_planned = False
@@ -149,6 +150,7 @@ class _Writer:
         except OSError as error:
             self._bus.lose(BusLost(f"writing to the bus: {error.strerror}"))
             return
+        self.idle.set()
         if self._waiting:
             self._waiting = False
             self._bus.loop.remove_writer(self._bus.fileno)
@@ -216,8 +218,9 @@ class _Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
             msg.serial = self.next_serial()
         self._writer.put(msg)
 
-    def drained(self) -> bool:
-        return bool(self._writer.idle())
+    async def drained(self) -> None:
+        if not self.lost:
+            await self._writer.idle.wait()
 
     def lose(self, reason: BusLost) -> None:
         if self.lost:
@@ -371,8 +374,7 @@ class Connection:
     async def drain(self, timeout_s: float) -> None:
         """Wait until everything queued has been handed to the bus."""
         async with asyncio.timeout(timeout_s):
-            while not self._wire.drained() and not self._wire.lost:
-                await asyncio.sleep(0.005)
+            await self._wire.drained()
 
     async def wait_closed(self) -> BusLost:
         """Wait for the end of the connection and return its reason."""

@@ -24,9 +24,11 @@ class Machined:
         (names,) = await self._bus.call_bus("ListActivatableNames")
         return _NAME in names
 
-    async def register(self, name: str, vm_id: str, leader: int) -> str:
-        """Register a VM by its main process; returns "" or why machined did not take it."""
-        identity = bytes.fromhex(vm_id)
+    async def register(self, name: str, identity: bytes, leader: int) -> str:
+        """Register a VM by its main process; returns "" or why machined did not take it.
+
+        `identity` has 16 bytes.
+        """
         try:
             await self._bus.call(
                 _NAME,

@@ -266,6 +266,10 @@ def _failure(unit: str, job_result: str, state: UnitState | None) -> str:
     """One sentence on why a unit did not start, with systemd's own words."""
     if state is None:
         return f"{unit} failed: job result {job_result}; see journalctl -u {unit}"
+    if state.result == "success":
+        return (
+            f"{unit} ended at once, with exit status 0; a VM's command must stay in the foreground"
+        )
     status = f"exit status {state.exit_status}"
     if state.exit_status == 203:
         status += "/EXEC: the command could not be executed; does it exist, may the user run it"

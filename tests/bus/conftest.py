@@ -12,6 +12,9 @@ import pytest
 from tests.sandbox import Sandbox, SandboxError, inside
 from tests.support import Client, Daemon, label, svirt_units
 
+# The daemons of modules, which outlive a test.
+_shared: list[Daemon] = []
+
 
 @pytest.fixture(scope="session")
 def sandbox() -> Sandbox:
@@ -26,17 +29,20 @@ def sandbox() -> Sandbox:
 def shared_daemon(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for the tests of a module that do not stop it."""
     daemon = Daemon(tmp_path_factory.mktemp("d"))
-    daemon.start()
+    _shared.append(daemon)
     try:
         yield daemon
     finally:
-        code = daemon.stop()
+        _shared.remove(daemon)
+        code = daemon.stop() if daemon.process is not None else 0
     assert code == 0, daemon.output()
 
 
 @pytest.fixture
 def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     """The module's daemon; fails the test if it left a descriptor, VM, unit, row or folder."""
+    if shared_daemon.process is None:
+        shared_daemon.start()
     before = shared_daemon.fds()
     yield shared_daemon
     problems = leftovers(shared_daemon)
@@ -48,8 +54,16 @@ def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
 
 
 @pytest.fixture
-def own_daemon(sandbox: Sandbox, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon that the test may stop, kill and start again; started already."""
+def own_daemon(
+    sandbox: Sandbox, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Daemon]:
+    """A daemon that the test may stop, kill and start again; started already.
+
+    The bus name is one daemon's at a time: the module's makes way.
+    """
+    shared: Daemon = request.getfixturevalue("shared_daemon")
+    if shared.process is not None:
+        shared.stop()
     daemon = Daemon(tmp_path / "d")
     daemon.start()
     yield daemon
@@ -105,8 +119,9 @@ def leftovers(daemon: Daemon) -> str:
 
 
 def _children() -> set[str]:
+    kept = {str(daemon.pid) for daemon in _shared if daemon.process is not None}
     with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return set(file.read().split())
+        return set(file.read().split()) - kept
 
 
 def _is_labelled(path: Path) -> bool:

@@ -22,7 +22,11 @@ def test_exclusive_is_labelled_and_given_back(
     before = os.getxattr(disk, "security.selinux")
     assert client.acquire("vm", disk) == "/org/svirt1/vm/vm"
     vm = client.properties("vm")
-    assert label(disk) == vm["ImageContext"] == f"system_u:object_r:svirt_image_t:s0:{vm['Categories']}"
+    assert (
+        label(disk)
+        == vm["ImageContext"]
+        == f"system_u:object_r:svirt_image_t:s0:{vm['Categories']}"
+    )
     assert vm["ProcessContext"] == f"system_u:system_r:svirt_t:s0:{vm['Categories']}"
     assert vm["State"] == "labelled"
     assert vm["Resources"] == [
@@ -54,10 +58,16 @@ def test_readonly_carries_content_type_and_the_private_pair(
 ) -> None:
     disk = image(tmp_path / "a.img")
     client.acquire("vm", disk, access="readonly")
-    assert label(disk) == f"system_u:object_r:virt_content_t:s0:{client.properties('vm')['Categories']}"
-    assert client.error(
-        "Acquire", "saa{sv}a{sv}", "other", resources(disk, access="readonly"), {}
-    ).name == "org.svirt1.Error.ResourceBusy"
+    assert (
+        label(disk)
+        == f"system_u:object_r:virt_content_t:s0:{client.properties('vm')['Categories']}"
+    )
+    assert (
+        client.error(
+            "Acquire", "saa{sv}a{sv}", "other", resources(disk, access="readonly"), {}
+        ).name
+        == "org.svirt1.Error.ResourceBusy"
+    )
     client.release("vm")
 
 

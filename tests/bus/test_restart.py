@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What outlives the daemon, and what a new start settles."""
 
+import json
 import os
+import signal
+import sqlite3
+import subprocess
 from pathlib import Path
 
 from svirtd.host.bus import Variant
-from tests.support import Client, Daemon, image, label, set_label, wait_for
+from tests.support import Client, Daemon, image, label, set_label, svirt_units, wait_for
 
 
 def test_a_replaced_file_is_not_touched_and_its_pair_is_quarantined(
@@ -20,7 +24,9 @@ def test_a_replaced_file_is_not_touched_and_its_pair_is_quarantined(
     client.release("vm")
     assert label(disk) == "system_u:object_r:etc_t:s0"
     assert label(tmp_path / "moved.img") == held
-    assert wait_for("the finding", lambda: client.seen("DriftFound"))[0][0]["kind"].value == "replaced"
+    assert (
+        wait_for("the finding", lambda: client.seen("DriftFound"))[0][0]["kind"].value == "replaced"
+    )
     assert client.manager()["PairsQuarantined"] == 1
     # Proven clean at the next start: the file is where it was, without the pair.
     os.rename(tmp_path / "moved.img", disk)
@@ -46,4 +52,157 @@ def test_a_persistent_vm_keeps_its_pair(own_daemon: Daemon, client: Client, tmp_
     assert refused.name == "org.svirt1.Error.Failed"
     client.release("vm")
     client.call("Forget", "sa{sv}", "vm", {})
+    assert client.vms() == {}
+
+
+def test_a_running_vm_survives_the_daemon(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    client.launch("vm", ["/bin/sleep", "1000"], disk)
+    before = client.properties("vm")
+    own_daemon.kill()
+    assert os.path.exists(f"/proc/{before['MainPID']}")
+    own_daemon.start()
+    assert client.properties("vm") == before
+    os.kill(before["MainPID"], signal.SIGKILL)
+    wait_for("the end is noticed", lambda: client.vms() == {})
+    assert label(disk) is None
+
+
+def test_a_unit_that_ended_while_the_daemon_was_away(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    client.launch("vm", ["/bin/sleep", "1000"], disk)
+    pid = client.properties("vm")["MainPID"]
+    own_daemon.kill()
+    os.kill(pid, signal.SIGKILL)
+    wait_for("the unit's end", lambda: not svirt_units())
+    assert label(disk) is not None
+    own_daemon.start()
+    assert client.vms() == {}
+    assert label(disk) is None
+
+
+def test_a_launch_that_was_cut_off_is_undone(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """Killed between the labels and the start: the open entry of the ledger says what to undo."""
+    disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
+    client.acquire("vm", disk)
+    vm = client.properties("vm")
+    own_daemon.kill()
+    with sqlite3.connect(own_daemon.book) as book:
+        step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
+        late = [os.stat(other).st_dev, os.stat(other).st_ino, str(other), None, vm["ImageContext"]]
+        book.execute(
+            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            " VALUES ('acquire', ?, 1, 0, ?, 0)",
+            [vm["Id"], json.dumps([step, late])],
+        )
+    book.close()
+    own_daemon.start()
+    assert client.vms() == {}
+    assert (label(disk), label(other)) == (None, None)
+
+
+def test_an_acquire_whose_every_label_stands_is_finished(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    client.acquire("vm", disk)
+    vm = client.properties("vm")
+    own_daemon.kill()
+    with sqlite3.connect(own_daemon.book) as book:
+        step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
+        book.execute("UPDATE vm SET state = 'reserved'")
+        book.execute(
+            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            " VALUES ('acquire', ?, 1, 0, ?, 0)",
+            [vm["Id"], json.dumps([step])],
+        )
+    book.close()
+    own_daemon.start()
+    assert client.vms() == {"vm": "labelled"}
+    client.release("vm")
+    assert label(disk) is None
+
+
+def test_a_release_that_was_cut_off_is_finished(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    disks = [image(tmp_path / f"{n}.img") for n in range(3)]
+    client.acquire("vm", *disks)
+    vm = client.properties("vm")
+    own_daemon.kill()
+    os.removexattr(disks[0], "security.selinux")  # as far as it had come
+    steps = [
+        [os.stat(d).st_dev, os.stat(d).st_ino, str(d), vm["ImageContext"], None] for d in disks
+    ]
+    with sqlite3.connect(own_daemon.book) as book:
+        book.execute("UPDATE vm SET state = 'releasing'")
+        book.execute(
+            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            " VALUES ('release', ?, 0, 0, ?, 0)",
+            [vm["Id"], json.dumps(steps)],
+        )
+    book.close()
+    own_daemon.start()
+    assert client.vms() == {}
+    assert [label(d) for d in disks] == [None] * 3
+
+
+def test_a_label_that_cannot_be_given_back_fails_the_vm_until_it_can(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    folder = tmp_path / "fs"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    try:
+        disk = image(folder / "a.img")
+        client.acquire("vm", disk)
+        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        refused = client.error("Release", "sa{sv}", "vm", {})
+        assert refused.name == "org.svirt1.Error.Drift"
+        assert "read-only" in refused.text
+        vm = client.properties("vm")
+        assert vm["State"] == "failed"
+        assert "read-only" in vm["StateReason"]
+        assert client.manager()["PairsInUse"] == 1
+        own_daemon.kill()
+        own_daemon.start()
+        assert client.vms() == {"vm": "failed"}
+        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        client.release("vm")
+        assert client.vms() == {}
+        assert label(disk) is None
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_caller_that_left_while_the_daemon_was_away(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    disk = image(tmp_path / "a.img")
+    caller = Client()
+    caller.acquire("vm", disk, lifetime=Variant("s", "caller"))
+    client.acquire("mine", image(tmp_path / "b.img"), lifetime=Variant("s", "caller"))
+    own_daemon.kill()
+    caller.close()
+    own_daemon.start()
+    assert client.vms() == {"mine": "labelled"}
+    assert label(disk) is None
+    client.release("mine")
+
+
+def test_a_second_daemon_is_refused_with_the_name_of_the_first(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    second = Daemon(tmp_path / "second")
+    second.config.write_text(own_daemon.config.read_text())
+    second.spawn()
+    assert second.process is not None
+    assert second.process.wait(20) == 1
+    assert f"process {own_daemon.pid}" in second.output()
     assert client.vms() == {}
