@@ -9,7 +9,7 @@ import functools
 
 from svirtd.book import ledger, pool, registry
 from svirtd.book.pool import Suspect
-from svirtd.core.model import Operation, OperationKind, State
+from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
 from svirtd.engine import apply, operations
 from svirtd.engine.departures import Departures
@@ -65,16 +65,8 @@ class Recovery:
         """Finish an operation that can be finished, undo it otherwise."""
         vm = operation.vm
         try:
-            if operation.kind is OperationKind.RELEASE:
-                what = "finished"
-                await self._finish_release(operation)
-            elif await self._finish_acquire(operation):
-                what = "finished"
-            else:
-                what = "undone"
-                if vm.unit:
-                    await self._units.stop(vm)
-                await self._operations.take_back(operation)
+            async with self._operations.names.hold(vm.name):
+                what = await self._finish_or_undo(operation)
         except SvirtError as error:
             self._failed(vm.name, operation.kind.value, error)
             return
@@ -85,6 +77,17 @@ class Recovery:
             SVIRT_VM=vm.name,
             SVIRT_OPERATION=operation.kind.value,
         )
+
+    async def _finish_or_undo(self, operation: Operation) -> str:
+        if operation.kind is OperationKind.RELEASE:
+            await self._finish_release(operation)
+            return "finished"
+        if await self._finish_acquire(operation):
+            return "finished"
+        if operation.vm.unit:
+            await self._units.stop(operation.vm)
+        await self._operations.take_back(operation)
+        return "undone"
 
     async def _finish_acquire(self, operation: Operation) -> bool:
         """Close an acquisition that had come to its end; False if it had not."""
@@ -117,12 +120,8 @@ class Recovery:
             if vm.state is State.FAILED:
                 continue  # its open operation was just tried again, in vain
             try:
-                if await self._units.running(vm) is not None:
-                    await self._units.adopt(vm)
-                    # It may have ended between the look and the watch.
-                    if await self._units.running(vm) is not None:
-                        continue
-                await self._operations.release(vm, _CAUSE)
+                async with self._operations.names.hold(vm.name):
+                    await self._reconcile_unit(vm)
             except SvirtError as error:
                 self._failed(vm.name, "release", error)
         for unit in await self._doors.systemd.units(f"{UNIT_PREFIX}*.service"):
@@ -134,11 +133,20 @@ class Recovery:
                     SVIRT_UNIT=unit,
                 )
 
+    async def _reconcile_unit(self, vm: VM) -> None:
+        if await self._units.running(vm) is not None:
+            await self._units.adopt(vm)
+            # It may have ended between the look and the watch.
+            if await self._units.running(vm) is not None:
+                return
+        await self._operations.release(vm, _CAUSE)
+
     async def _reconcile_callers(self) -> None:
         for vm in await self._doors.store.read(registry.caller_vms):
             try:
                 if vm.state is not State.FAILED and not await self._departures.watch(vm.caller):
-                    await self._operations.release(vm, _CAUSE)
+                    async with self._operations.names.hold(vm.name):
+                        await self._operations.release(vm, _CAUSE)
             except SvirtError as error:
                 self._failed(vm.name, "release", error)
 

@@ -22,6 +22,7 @@ from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio import MessageBus
 from dbus_next.constants import BusType
 from dbus_next.introspection import Node
+from dbus_next.signature import SignatureTree
 
 from svirtd.core.model import Caller
 
@@ -52,6 +53,7 @@ _READ_BYTES: Final = 64 * 1024
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
 _SEND_JOIN_BYTES: Final = 128 * 1024
+_SIGNATURES_KEPT: Final = 1024
 
 SignalHandler = Callable[[Message], None]
 
@@ -94,6 +96,18 @@ def unescape_path(element: str) -> str | None:
         return None
     # Only the canonical spelling is an object: two paths for one VM would confuse every cache.
     return label if escape_path(label) == element else None
+
+
+class _BoundedCache(dict[str, SignatureTree]):
+    """dbus-next keeps every signature it ever parsed, and callers choose the signatures."""
+
+    def __setitem__(self, signature: str, tree: SignatureTree) -> None:
+        if len(self) >= _SIGNATURES_KEPT:
+            self.clear()
+        super().__setitem__(signature, tree)
+
+
+SignatureTree._cache = _BoundedCache(SignatureTree._cache)
 
 
 class _Writer:
@@ -335,7 +349,8 @@ class Connection:
         self._wire = wire
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._method_handler: Callable[[Message], None] | None = None
-        self._signals: dict[tuple[str, str], list[tuple[str, str, SignalHandler]]] = {}
+        # By interface, member, path and first argument; the last two empty where any will do.
+        self._signals: dict[tuple[str, str, str, str], list[tuple[str, SignalHandler]]] = {}
         self._owners: dict[str, str] = {}
         wire.receive = self._on_message
         wire.closed.add_done_callback(self._on_closed)
@@ -475,14 +490,17 @@ class Connection:
                 (self._owners[sender],) = await self.call_bus("GetNameOwner", "s", [sender])
             except BusError:
                 self._owners[sender] = ""
-        entry = (sender, path, handler)
-        entries = self._signals.setdefault((interface, member), [])
-        entries.append(entry)
+        entry = (sender, handler)
+        key = (interface, member, path, arg0)
+        self._signals.setdefault(key, []).append(entry)
         await self.call_bus("AddMatch", "s", [rule])
 
         def end() -> None:
+            entries = self._signals.get(key, [])
             if entry in entries:
                 entries.remove(entry)
+                if not entries:
+                    del self._signals[key]
                 if not self._wire.lost:
                     self._wire.send(
                         Message(
@@ -525,13 +543,18 @@ class Connection:
                     future.set_result(msg)
                     return
             case MessageType.SIGNAL:
-                for sender, path, handler in tuple(
-                    self._signals.get((msg.interface, msg.member), ())
-                ):
-                    owner = sender if sender == BUS else self._owners.get(sender)
-                    if owner and msg.sender == owner and path in ("", msg.path):
-                        handler(msg)
+                self._on_signal(msg)
         _close_fds(msg)
+
+    def _on_signal(self, msg: Message) -> None:
+        first = msg.body[0] if msg.body and isinstance(msg.body[0], str) else ""
+        for path in {"", msg.path}:
+            for arg0 in {"", first}:
+                key = (msg.interface, msg.member, path, arg0)
+                for sender, handler in tuple(self._signals.get(key, ())):
+                    owner = sender if sender == BUS else self._owners.get(sender)
+                    if owner and msg.sender == owner:
+                        handler(msg)
 
     def _owner_changed(self, msg: Message) -> None:
         name, _, new = msg.body
