@@ -26,6 +26,7 @@ from svirtd.api.contract import (
 from svirtd.api.objects import Call, Handler, Objects, Reply
 from svirtd.config import Limits
 from svirtd.core.model import Caller
+from svirtd.core.names import shown
 from svirtd.errors import (
     Failed,
     InvalidArgs,
@@ -40,11 +41,11 @@ from svirtd.errors import (
 )
 from svirtd.host.bus import (
     BusError,
+    BusLost,
     Connection,
     Message,
     MessageFlag,
     MessageType,
-    Variant,
     unescape_path,
 )
 from svirtd.host.journal import Journal, MessageId, Priority
@@ -121,14 +122,15 @@ class Router:
 
     async def _serve(self, msg: Message) -> None:
         try:
-            reply = await self._answer(msg)
+            # Answering is inside: a value that cannot be sent must not leave the caller waiting.
+            self._reply(msg, await self._answer(msg))
         except SvirtError as error:
             self._reply_error(msg, error)
+        except BusLost:
+            raise
         except Exception as error:  # noqa: BLE001 -- the edge: nothing unexpected goes out
             self._journal.exception(f"{msg.member} failed unexpectedly", error)
             self._reply_error(msg, Failed(_INTERNAL))
-        else:
-            self._reply(msg, reply)
         finally:
             self._close_fds(msg)
             self._pending[msg.sender] -= 1
@@ -160,7 +162,7 @@ class Router:
                     return await self.handlers[interface.name, msg.member](call)
         except NoSuchVM as error:
             if vm_name:
-                raise UnknownObject(f"{msg.path}: {error}") from error
+                raise UnknownObject(f"{shown(msg.path)}: {error}") from error
             raise
         except SvirtError as error:
             self._record_refusal(msg, call, error)
@@ -173,7 +175,7 @@ class Router:
         folder, _, element = path.rpartition("/")
         name = unescape_path(element) if folder == VM_FOLDER else None
         if not name:
-            raise UnknownObject(f"there is no object at {path}")
+            raise UnknownObject(f"there is no object at {shown(path)}")
         return name
 
     def _interface(self, msg: Message) -> Interface:
@@ -181,10 +183,10 @@ class Router:
         if msg.interface is None:  # allowed by D-Bus where only one interface has the member
             names = tuple(n for n in names if msg.member in self._contract[n].methods)
             if not names:
-                raise UnknownMethod(f"{msg.path} has no method {msg.member}")
+                raise UnknownMethod(f"{shown(msg.path)} has no method {msg.member}")
             return self._contract[names[0]]
         if msg.interface not in names:
-            raise UnknownInterface(f"{msg.path} has no interface {msg.interface}")
+            raise UnknownInterface(f"{shown(msg.path)} has no interface {msg.interface}")
         interface = self._contract[msg.interface]
         if msg.member not in interface.methods:
             raise UnknownMethod(f"{msg.interface} has no method {msg.member}")
@@ -235,18 +237,19 @@ class Router:
     async def _properties(self, call: Call, path: str, member: str) -> Reply:
         name = call.body[0]
         if name and name not in interfaces_of(path):
-            raise UnknownInterface(f"{path} has no interface {name}")
-        values: dict[str, Variant] = {}
-        if name in (MANAGER, VM) or not name:
-            values = (
-                await self._objects.vm_properties(call.caller, call.vm_name)
-                if call.vm_name
-                else await self._objects.manager_properties(call.caller)
-            )
+            raise UnknownInterface(f"{shown(path)} has no interface {shown(name)}")
+        # Read whatever is asked for: an object that is not there has no empty set of properties.
+        values = (
+            await self._objects.vm_properties(call.caller, call.vm_name)
+            if call.vm_name
+            else await self._objects.manager_properties(call.caller)
+        )
+        if name not in ("", MANAGER, VM):
+            values = {}
         if member == "GetAll":
             return Reply([values])
         if call.body[1] not in values:
-            raise UnknownProperty(f"{name or path} has no property {call.body[1]}")
+            raise UnknownProperty(f"{shown(name or path)} has no property {shown(call.body[1])}")
         if member == "Set":
             raise PropertyReadOnly(f"{call.body[1]} is read-only; call a method instead")
         return Reply([values[call.body[1]]])

@@ -15,7 +15,7 @@ from svirtd.core.model import (
     Request,
     ResourceRequest,
 )
-from svirtd.core.names import check_uuid, check_vm_name
+from svirtd.core.names import check_uuid, check_vm_name, shown
 from svirtd.core.plan import Plan
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
@@ -71,7 +71,9 @@ class Reader:
         """Refuse keys that nobody took."""
         if self._left:
             known = ", ".join(sorted(self._known)) or "none"
-            raise InvalidArgs(f"{self._what}: unknown key {min(self._left)!r}; known keys: {known}")
+            raise InvalidArgs(
+                f"{self._what}: unknown key {shown(min(self._left))}; known keys: {known}"
+            )
 
 
 def no_options(options: Options) -> None:
@@ -203,7 +205,7 @@ def _assignment(text: str) -> str:
     if not equals or not valid:
         raise InvalidArgs(f"environment: {text[:64]!r} is not NAME=value")
     if not text.replace("\n", "").replace("\t", "").isprintable():
-        raise InvalidArgs(f"environment: {name} has control characters")
+        raise InvalidArgs(f"environment: {shown(name)} has control characters")
     return text
 
 

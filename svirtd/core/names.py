@@ -11,6 +11,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@:+-]{0,58}[A-Za-z0-9._@:+-])?")
 _SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIT_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
+_SHOWN_CHARS = 64
 UNIT_PREFIX = "svirt-"
 
 
@@ -18,7 +19,7 @@ def check_vm_name(name: str) -> str:
     """Return `name` if it can be a VM's. Raises InvalidArgs that says the rule."""
     if not _NAME.fullmatch(name):
         raise InvalidArgs(
-            f"name {_short(name)} is not a VM name; a name has 1 to 60 ASCII letters, digits, "
+            f"name {shown(name)} is not a VM name; a name has 1 to 60 ASCII letters, digits, "
             "blanks or . _ @ : + -, begins with a letter or digit and does not end with a blank"
         )
     return name
@@ -28,7 +29,7 @@ def check_socket_name(name: str) -> str:
     """Return `name` if it can be a socket's in a runtime folder. Raises InvalidArgs."""
     if not _SOCKET.fullmatch(name):
         raise InvalidArgs(
-            f"socket {_short(name)} is not a socket name; it has 1 to 32 ASCII letters, digits or "
+            f"socket {shown(name)} is not a socket name; it has 1 to 32 ASCII letters, digits or "
             ". _ -, and begins with a letter or digit"
         )
     return name
@@ -38,7 +39,7 @@ def check_uuid(text: str) -> str:
     """Return `text` in lower case if it is a UUID. Raises InvalidArgs."""
     if not _UUID.fullmatch(text):
         raise InvalidArgs(
-            f"uuid {_short(text)} is not a UUID; expected 8-4-4-4-12 hexadecimal digits"
+            f"uuid {shown(text)} is not a UUID; expected 8-4-4-4-12 hexadecimal digits"
         )
     return text.lower()
 
@@ -62,6 +63,6 @@ def machine_id(vm_id: str, uuid: str) -> bytes:
     return hashlib.blake2b(vm_id.encode(), digest_size=16).digest()
 
 
-def _short(text: str) -> str:
-    """`text` quoted and cut for a message; repr keeps control characters out of terminals."""
-    return repr(text if len(text) <= 64 else text[:64] + "…")
+def shown(text: str) -> str:
+    """Return what a caller sent quoted and cut for a message, without control characters."""
+    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")

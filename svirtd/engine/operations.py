@@ -11,6 +11,7 @@ from dataclasses import replace
 from svirtd.book import registry
 from svirtd.book.pool import Suspect
 from svirtd.core.model import VM, Identity, Operation, Step
+from svirtd.core.names import shown
 from svirtd.engine import apply, entries
 from svirtd.engine.apply import Fate, Outcome, Undone
 from svirtd.engine.doors import Doors
@@ -181,5 +182,5 @@ async def vm_named(doors: Doors, name: str) -> VM:
     """Return the VM of this name. Raises NoSuchVM."""
     vm = await doors.store.read(lambda db: registry.vm_by_name(db, name))
     if vm is None:
-        raise NoSuchVM(f"no VM is named {name!r}; see svirtctl list")
+        raise NoSuchVM(f"no VM is named {shown(name)}; see svirtctl list")
     return vm
