@@ -14,7 +14,7 @@ from svirtd.book import pool, registry
 from svirtd.book.store import Database
 from svirtd.core.mcs import Context, parse_categories, parse_context
 from svirtd.core.model import VM, Caller, Command, Counts, Hold, Lifetime, Request, State
-from svirtd.core.names import check_socket_name, unit_name
+from svirtd.core.names import check_socket_name, shown, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries, operations
 from svirtd.engine.authorize import Action, authorize
@@ -138,13 +138,15 @@ class Requests:
 
         entry = await self._doors.store.read(look)
         if entry is None:
-            raise NoSuchVM(f"no VM is named {name!r}; see svirtctl list")
+            raise NoSuchVM(f"no VM is named {shown(name)}; see svirtctl list")
         return entry
 
     async def vm_of_pid(self, caller: Caller, pid: int) -> VM:
         """Return the VM that a process belongs to: by unit, or by the label it runs under."""
         authorize(caller, Action.READ)
         doors = self._doors
+        if not pid:  # 0 means "none" in the book, and "whoever asks" to systemd
+            raise NoSuchVM("there is no process 0")
         vm = await doors.store.read(lambda db: registry.vm_by_pid(db, pid))
         if vm is None:
             unit = await doors.systemd.unit_of_pid(pid)
