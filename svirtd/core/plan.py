@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from svirtd.core.goals import Goal, resource_context
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot, Step
+from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused, SvirtError
 
 # An object without a label is what the kernel shows as this type on a system with SELinux.
@@ -173,7 +174,7 @@ def _refuse_type(seen: Seen, rules: Rules) -> None:
             found = parse_context(seen.label).type
         except ValueError as error:
             raise ResourceRefused(
-                f"{seen.named} carries {seen.label!r}, which is not a context ({error}); "
+                f"{seen.named} carries {shown(seen.label)}, which is not a context ({error}); "
                 "restore its label first"
             ) from None
     if found not in rules.relabel_from:

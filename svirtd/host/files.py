@@ -79,6 +79,13 @@ def _open_one(kernel: Kernel, request: ResourceRequest) -> Opened:
         fd, info, path = _open_path(request.path, request.access)
     else:
         fd, info, path = _open_passed(request)
+    if not path.isprintable():
+        # As for a named path, whose links may end anywhere: this is the path that the book keeps
+        # and every message shows. Bytes that are not UTF-8 are not printable either.
+        os.close(fd)
+        raise ResourceRefused(
+            f"{named} is the file {path[-64:]!a}, a path that cannot be shown; rename it"
+        )
     try:
         label = kernel.read_label(fd) if _may_label(info.st_mode) else None
     except NoLabels:
@@ -154,8 +161,8 @@ def _open_passed(request: ResourceRequest) -> tuple[int, os.stat_result, str]:
         except (Missing, Replaced, OSError):
             # The label could be set, but after a restart nobody could give it back.
             raise ResourceRefused(
-                f"the passed descriptor's file is not found at {path} from here; pass a file of "
-                "this host's own mount namespace"
+                f"the passed descriptor's file is not found at {path[:256]!a} from here; "
+                "pass a file of this host's own mount namespace"
             ) from None
     return os.dup(request.fd), info, path
 
