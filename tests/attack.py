@@ -96,6 +96,14 @@ class RawConnection:
             if answers == serial:
                 return kind, raw
 
+    def answered_until(self, serial: int) -> list[int]:
+        """The serials that are answered, up to and with this one, in the order of the answers."""
+        found: list[int] = []
+        while serial not in found:
+            _, answers, _ = self._message()
+            found += [answers] if answers else []
+        return found
+
     def _message(self) -> tuple[int, int, bytes]:
         head = self._exactly(16)
         order = "<" if head[:1] == b"l" else ">"
