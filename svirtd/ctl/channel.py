@@ -61,10 +61,10 @@ class _Pump:
         self._move(dict(poll.poll(wait_ms)))
 
     def _move(self, ready: dict[int, int]) -> None:
-        if self.source in ready:
-            self._read_source()
+        if self.source is not None and self.source in ready:
+            self._read(self.source)
         from_peer = ready.get(self.stream.fileno(), 0)
-        if from_peer & select.POLLOUT:
+        if from_peer & select.POLLOUT and self.to_peer:
             self._send()
         if from_peer & ~select.POLLOUT:
             self._receive()
@@ -74,17 +74,17 @@ class _Pump:
         elif at_sink:
             self.sink_open = False
 
-    def _read_source(self) -> None:
-        assert self.source is not None
+    def _read(self, source: int) -> None:
         try:
-            data = os.read(self.source, _HELD_MAX)
+            data = os.read(source, _HELD_MAX)
         except BlockingIOError:
             return
+        self.last_s = time.monotonic()
         if data:
             self.to_peer += data
+            self._send()
         else:
             self.source = None
-        self.last_s = time.monotonic()
 
     def _send(self) -> None:
         try:

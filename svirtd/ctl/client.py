@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""svirtd's D-Bus contract from the caller's side: plain values in, plain values out."""
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from svirtd.core.model import Lifetime, State
+from svirtd.ctl.answers import Event, Row
+from svirtd.ctl.arguments import Disk, Property
+from svirtd.ctl.failures import (
+    INCONSISTENT,
+    Exit,
+    Failure,
+    bus_lost,
+    from_bus,
+    no_bus,
+    timed_out,
+)
+from svirtd.errors import Failed
+from svirtd.host.bus import BUS, BusError, BusLost, Connection, Message, Variant
+
+_NAME: Final = "org.svirt1"
+_ROOT: Final = "/org/svirt1"
+_MANAGER: Final = "org.svirt1.Manager"
+_VM: Final = "org.svirt1.VM"
+_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
+
+_TIMEOUT_S: Final = 30.0
+# Starting and stopping wait for systemd, and a guest may take its time to end.
+_LONG_TIMEOUT_S: Final = 150.0
+
+# Interface, member, signature, and the names that a line of output gives to the arguments.
+_SIGNALS: Final = (
+    (_MANAGER, "VMAdded", "so", ("name", "vm")),
+    (_MANAGER, "VMRemoved", "so", ("name", "vm")),
+    (_MANAGER, "DriftFound", "a{sv}", ("finding",)),
+    (_PROPERTIES, "PropertiesChanged", "sa{sv}as", ("interface", "changed", "invalidated")),
+    (_OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", ("object", "interfaces")),
+    (_OBJECT_MANAGER, "InterfacesRemoved", "oas", ("object", "interfaces")),
+)
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What launch, acquire and plan take beside the resources; what is None is not sent."""
+
+    uuid: str | None = None
+    goal: str | None = None
+    persistent: bool = False
+    lifetime: Lifetime | None = None
+    user: str | None = None
+    environment: Sequence[str] = ()
+    working_directory: str | None = None
+    properties: Sequence[Property] = ()
+
+    def variants(self) -> dict[str, Variant]:
+        """Return them as the contract's a{sv}."""
+        texts = {
+            "uuid": self.uuid,
+            "goal": self.goal,
+            "lifetime": self.lifetime and self.lifetime.value,
+            "user": self.user,
+            "working-directory": self.working_directory,
+        }
+        found = {key: Variant("s", text) for key, text in texts.items() if text is not None}
+        if self.persistent:
+            found["persistent"] = Variant("b", True)
+        if self.environment:
+            found["environment"] = Variant("as", list(self.environment))
+        if self.properties:
+            typed = {one.name: Variant(one.signature, one.value) for one in self.properties}
+            found["properties"] = Variant("a{sv}", typed)
+        return found
+
+
+def plain(value: Any) -> Any:
+    """Return a D-Bus value without its variants."""
+    if isinstance(value, Variant):
+        return plain(value.value)
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, bytes):
+        return list(value)
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return value
+
+
+def _resources(disks: Sequence[Disk]) -> list[dict[str, Variant]]:
+    return [
+        {"path": Variant("s", one.path), "access": Variant("s", one.access.value)} for one in disks
+    ]
+
+
+class Client:
+    """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
+
+    def __init__(self, bus: Connection, *, interactive: bool) -> None:
+        self._bus = bus
+        self._interactive = interactive
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connected(cls, address: str | None, *, interactive: bool) -> AsyncIterator["Client"]:
+        """Connect to a bus, the system's if `address` is None, and leave it at the end.
+
+        `interactive`: whether the daemon may have somebody asked for a password.
+        """
+        try:
+            bus = await Connection.open(address)
+        except BusLost as error:
+            raise no_bus(str(error)) from error
+        try:
+            yield cls(bus, interactive=interactive)
+        finally:
+            bus.close()
+
+    async def launch(
+        self, name: str, command: Sequence[str], disks: Sequence[Disk], options: Options
+    ) -> tuple[str, str]:
+        """Launch a VM; returns its object path and its unit."""
+        path, unit = await self._manager(
+            "Launch",
+            "sasaa{sv}a{sv}",
+            [name, list(command), _resources(disks), options.variants()],
+            "os",
+            _LONG_TIMEOUT_S,
+        )
+        return path, unit
+
+    async def acquire(self, name: str, disks: Sequence[Disk], options: Options) -> str:
+        """Label resources for a VM; returns its object path."""
+        body = [name, _resources(disks), options.variants()]
+        (path,) = await self._manager("Acquire", "saa{sv}a{sv}", body, "o")
+        return str(path)
+
+    async def release(self, name: str) -> None:
+        """Take the labels of a VM back."""
+        await self._manager("Release", "sa{sv}", [name, {}], "", _LONG_TIMEOUT_S)
+
+    async def forget(self, name: str) -> None:
+        """Free the reservation of a VM."""
+        await self._manager("Forget", "sa{sv}", [name, {}], "")
+
+    async def plan(self, name: str, disks: Sequence[Disk], options: Options) -> list[Values]:
+        """Return what acquire would do, resource by resource."""
+        body = [name, _resources(disks), options.variants()]
+        (steps,) = await self._manager("Plan", "saa{sv}a{sv}", body, "aa{sv}")
+        return list(plain(steps))
+
+    async def vms(self) -> list[Row]:
+        """Return every VM, by name."""
+        (rows,) = await self._manager("ListVMs", "", [], "a(sssuo)")
+        return [Row(*row) for row in rows]
+
+    async def owners(self, what: str) -> list[Values]:
+        """Return who holds a path, categories or a context."""
+        (owners,) = await self._manager("FindOwners", "s", [what], "aa{sv}")
+        return list(plain(owners))
+
+    async def vm(self, name: str) -> Values:
+        """Return every property of a VM."""
+        return await self._get_all(await self._path_of(name), _VM)
+
+    async def manager(self) -> Values:
+        """Return every property of the daemon."""
+        return await self._get_all(_ROOT, _MANAGER)
+
+    async def enforced(self) -> bool:
+        """Say whether the kernel keeps VMs apart."""
+        reply = await self._call(_ROOT, _PROPERTIES, "Get", "ss", [_MANAGER, "Enforced"], "v")
+        return bool(plain(reply.body[0]))
+
+    async def open_channel(self, name: str, socket_name: str) -> socket.socket:
+        """Connect to a socket in a VM's runtime folder; the caller closes the stream."""
+        path = await self._path_of(name)
+        reply = await self._call(path, _VM, "OpenChannel", "sa{sv}", [socket_name, {}], "h")
+        fds, reply.unix_fds = list(reply.unix_fds), []
+        try:
+            if reply.body[0] >= len(fds):
+                raise Failure(INCONSISTENT, "svirtd announced a stream and sent none", Exit.REFUSED)
+            return socket.socket(fileno=os.dup(fds[reply.body[0]]))
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def watch(self, handler: Callable[[Event], None]) -> None:
+        """Have `handler` called for each signal of the daemon, until the connection ends.
+
+        The daemon's coming and going is told as "Started" and "Stopped".
+        """
+
+        def deliver(signature: str, names: tuple[str, ...]) -> Callable[[Message], None]:
+            def one(msg: Message) -> None:
+                if msg.signature == signature:
+                    values = dict(zip(names, plain(msg.body), strict=True))
+                else:
+                    values = {"unreadable": msg.signature}
+                handler(Event(time.time(), msg.member, msg.path, values))
+
+            return one
+
+        def owner_changed(msg: Message) -> None:
+            kind = "Started" if msg.body[2] else "Stopped"
+            handler(Event(time.time(), kind, _ROOT, {"service": _NAME}))
+
+        with _failures(bus_lost("it does not answer")):
+            for interface, member, signature, names in _SIGNALS:
+                await self._bus.subscribe(_NAME, interface, member, deliver(signature, names))
+            await self._bus.subscribe(BUS, BUS, "NameOwnerChanged", owner_changed, arg0=_NAME)
+
+    async def lost(self) -> Failure:
+        """Wait for the end of the connection and return what to say then."""
+        return bus_lost(str(await self._bus.wait_closed()))
+
+    async def ended(self, name: str) -> None:
+        """Stay on the bus until the VM that now has this name holds nothing any more.
+
+        Raises Failure if it got stuck on the way.
+        """
+        changed = asyncio.Event()
+        with _failures(bus_lost("it does not answer")):
+            for sender, interface, member, arg0 in (
+                (_NAME, _MANAGER, "VMRemoved", name),
+                (_NAME, _PROPERTIES, "PropertiesChanged", _VM),
+                (BUS, BUS, "NameOwnerChanged", _NAME),
+            ):
+                await self._bus.subscribe(
+                    sender, interface, member, lambda _: changed.set(), arg0=arg0
+                )
+        lost = asyncio.create_task(self.lost())
+        lost.add_done_callback(lambda _: changed.set())
+        first_id = ""
+        while not lost.done():
+            changed.clear()
+            # While the daemon is restarted it holds the VM, and a call would be in its way.
+            if await self._running():
+                vm = await self._vm_if_any(name)
+                first_id = first_id or vm.get("Id", "")
+                if vm.get("Id", "") != first_id or vm.get("State") in (None, State.RESERVED):
+                    lost.cancel()
+                    return
+                if vm["State"] == State.FAILED:
+                    raise Failure(Failed.name, str(vm.get("StateReason")), Exit.REFUSED)
+            await changed.wait()
+        raise lost.result()
+
+    async def _running(self) -> bool:
+        with _failures(bus_lost("it does not answer")):
+            return await self._bus.has_owner(_NAME)
+
+    async def _vm_if_any(self, name: str) -> Values:
+        try:
+            return await self.vm(name)
+        except Failure as failure:
+            if failure.code is Exit.NOT_FOUND:
+                return {}
+            raise
+
+    async def _path_of(self, name: str) -> str:
+        (path,) = await self._manager("GetVM", "s", [name], "o")
+        return str(path)
+
+    async def _get_all(self, path: str, interface: str) -> Values:
+        reply = await self._call(path, _PROPERTIES, "GetAll", "s", [interface], "a{sv}")
+        return dict(plain(reply.body[0]))
+
+    async def _manager(
+        self,
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+        answer: str,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> list[Any]:
+        reply = await self._call(_ROOT, _MANAGER, member, signature, body, answer, timeout_s)
+        return list(reply.body)
+
+    async def _call(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+        answer: str,
+        timeout_s: float = _TIMEOUT_S,
+    ) -> Message:
+        with _failures(timed_out(member, timeout_s)):
+            reply = await self._bus.call(
+                _NAME,
+                path,
+                interface,
+                member,
+                signature,
+                body,
+                timeout_s=timeout_s,
+                interactive=self._interactive,
+            )
+        if reply.signature == answer:
+            return reply
+        for fd in reply.unix_fds:
+            os.close(fd)
+        raise Failure(
+            INCONSISTENT,
+            f"svirtd answered {member} with {reply.signature!r}, expected {answer!r}; svirtctl and "
+            "svirtd are of different versions: restart svirtd after an upgrade",
+            Exit.REFUSED,
+        )
+
+
+@contextlib.contextmanager
+def _failures(late: Failure) -> Iterator[None]:
+    """Turn what the connection raises into a Failure; `late` is that for a missed deadline."""
+    try:
+        yield
+    except BusError as error:
+        raise from_bus(error.name, error.text) from error
+    except BusLost as error:
+        raise bus_lost(str(error)) from error
+    except TimeoutError as error:
+        raise late from error

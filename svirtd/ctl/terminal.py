@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Between a command and the outside: one conversation with the daemon, one printed answer."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import click
+
+from svirtd.ctl import render
+from svirtd.ctl.client import Client
+
+T = TypeVar("T")
+Action = Callable[[Client], Awaitable[T]]
+
+
+def ask(action: Action[T]) -> T:
+    """Connect, do `action`, leave the bus. Raises Failure."""
+
+    async def connected() -> T:
+        address = click.get_current_context().meta["svirtd.ctl.bus"]
+        interactive = os.isatty(0)
+        async with Client.connected(address, interactive=interactive) as client:
+            return await action(client)
+
+    return asyncio.run(connected())
+
+
+def wants_json() -> bool:
+    return bool(click.get_current_context().meta["svirtd.ctl.json"])
+
+
+def screen() -> render.Screen:
+    if not sys.stdout.isatty():
+        return render.Screen()
+    plain = click.get_current_context().meta["svirtd.ctl.no-color"] or os.environ.get("NO_COLOR")
+    colour = not plain and os.environ.get("TERM") not in (None, "", "dumb")
+    return render.Screen(shutil.get_terminal_size().columns, colour)
+
+
+def answer(values: object, text: Callable[[], str]) -> None:
+    """Print the document, or the text for people."""
+    out = render.document(values) + "\n" if wants_json() else text()
+    sys.stdout.write(out)
+    sys.stdout.flush()
+
+
+def warn(*, enforced: bool) -> None:
+    if not enforced and not wants_json():
+        click.echo(click.style(render.NOT_ENFORCED, fg="red", bold=True), err=True, color=_styled())
+
+
+def _styled() -> bool:
+    plain = click.get_current_context().meta["svirtd.ctl.no-color"] or os.environ.get("NO_COLOR")
+    return sys.stderr.isatty() and not plain
+
+
+def user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return str(uid)
