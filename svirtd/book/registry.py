@@ -19,7 +19,12 @@ _VM = (
     "id, name, owner_uid, state, reason, goal, uuid, rank, categories, process_context,"
     " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us"
 )
-_HOLD = "h.vm_id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original"
+# Below the number of values that one statement of any SQLite may have.
+_OBJECTS_AT_ONCE = 256
+_HOLD = (
+    "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original"
+    " FROM hold h JOIN vm v ON v.rank = h.rank"
+)
 
 
 def _vm(row: Sequence[Any]) -> VM:
@@ -56,10 +61,10 @@ def vm_by_name(db: Database, name: str) -> VM | None:
     return None if row is None else _vm(row)
 
 
-def vm_by_id(db: Database, vm_id: str) -> VM | None:
-    """Return the VM of this Id."""
-    row = db.execute(f"SELECT {_VM} FROM vm WHERE id = ?", [vm_id]).fetchone()
-    return None if row is None else _vm(row)
+def current(db: Database, vm: VM) -> VM | None:
+    """Return what this very VM is now; None if it has left the book, whoever has its name today."""
+    now = vm_by_rank(db, vm.rank)
+    return now if now is not None and now.id == vm.id else None
 
 
 def vm_by_rank(db: Database, rank: int) -> VM | None:
@@ -90,13 +95,8 @@ def active_vms(db: Database) -> list[VM]:
 
 
 def caller_vms(db: Database) -> list[VM]:
-    """Return the VMs that end with their caller."""
-    return [
-        _vm(r)
-        for r in db.execute(
-            f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND lifetime = 'caller'"
-        )
-    ]
+    """Return the VMs that end with their caller, those that hold nothing among them."""
+    return [_vm(r) for r in db.execute(f"SELECT {_VM} FROM vm WHERE caller <> ''")]
 
 
 def all_vms(db: Database, limit: int) -> list[VM] | None:
@@ -156,19 +156,20 @@ def update_vm(db: Database, vm: VM) -> None:
     )
 
 
-def remove_vm(db: Database, vm_id: str) -> None:
+def remove_vm(db: Database, vm: VM) -> None:
     """Delete a VM that has no holds and no open operation."""
-    db.execute("DELETE FROM vm WHERE id = ?", [vm_id])
+    db.execute("DELETE FROM vm WHERE rank = ?", [vm.rank])
 
 
-def add_holds(db: Database, holds: Sequence[Hold]) -> None:
-    """Insert holds of one VM."""
+def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
+    """Insert the holds of a VM that has none."""
     db.conn.executemany(
-        "INSERT INTO hold(vm_id, dev, ino, path, access, label, original)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO hold(rank, number, dev, ino, path, access, label, original)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
-                h.vm_id,
+                vm.rank,
+                number,
                 h.identity.dev,
                 h.identity.ino,
                 h.path,
@@ -176,51 +177,57 @@ def add_holds(db: Database, holds: Sequence[Hold]) -> None:
                 h.label,
                 h.original,
             )
-            for h in holds
+            for number, h in enumerate(holds)
         ],
     )
 
 
-def remove_holds(db: Database, vm_id: str) -> None:
+def remove_holds(db: Database, vm: VM) -> None:
     """Delete every hold of a VM."""
-    db.execute("DELETE FROM hold WHERE vm_id = ?", [vm_id])
+    db.execute("DELETE FROM hold WHERE rank = ?", [vm.rank])
 
 
-def holds_of(db: Database, vm_id: str) -> list[Hold]:
+def holds_of(db: Database, vm: VM) -> list[Hold]:
     """Return what a VM holds, in the order in which it was asked for."""
-    return [
-        _hold(r)
-        for r in db.execute(
-            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id"
-            " WHERE h.vm_id = ? ORDER BY h.rowid",
-            [vm_id],
-        )
-    ]
+    return [_hold(r) for r in db.execute(f"{_HOLD} WHERE h.rank = ? ORDER BY h.number", [vm.rank])]
+
+
+def holders_of(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
+    """Return who holds an object, with how."""
+    return _with_vms(db, holds_on(db, identity))
+
+
+def holders_at(db: Database, path: str) -> list[tuple[VM, Hold]]:
+    """Return who holds an object that was found at this path, with how."""
+    return _with_vms(db, [_hold(r) for r in db.execute(f"{_HOLD} WHERE h.path = ?", [path])])
 
 
 def holds_on(db: Database, identity: Identity) -> list[Hold]:
-    """Return who holds an object, the earliest first."""
+    """Return the holds on an object."""
     return [
         _hold(r)
         for r in db.execute(
-            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id"
-            " WHERE h.dev = ? AND h.ino = ? ORDER BY h.rowid",
+            f"{_HOLD} WHERE h.dev = ? AND h.ino = ? ORDER BY v.created_us",
             [identity.dev, identity.ino],
         )
     ]
 
 
-def holds_at(db: Database, path: str) -> list[Hold]:
-    """Return who holds an object that was found at this path."""
-    return [
-        _hold(r)
-        for r in db.execute(
-            f"SELECT {_HOLD} FROM hold h JOIN vm v ON v.id = h.vm_id WHERE h.path = ?", [path]
-        )
-    ]
+def _with_vms(db: Database, holds: Sequence[Hold]) -> list[tuple[VM, Hold]]:
+    found = [(vm_by_name(db, hold.vm_name), hold) for hold in holds]
+    return [(vm, hold) for vm, hold in found if vm is not None]
 
 
 def snapshot(db: Database, identities: Sequence[Identity]) -> Snapshot:
     """Return what the book says about these objects."""
-    found = {i: holds_on(db, i) for i in identities}
-    return Snapshot({i: holds for i, holds in found.items() if holds})
+    held: dict[Identity, list[Hold]] = {}
+    for start in range(0, len(identities), _OBJECTS_AT_ONCE):
+        some = identities[start : start + _OBJECTS_AT_ONCE]
+        pairs = ", ".join(["(?, ?)"] * len(some))
+        values = [number for one in some for number in (one.dev, one.ino)]
+        for row in db.execute(
+            f"{_HOLD} WHERE (h.dev, h.ino) IN (VALUES {pairs}) ORDER BY v.created_us", values
+        ):
+            hold = _hold(row)
+            held.setdefault(hold.identity, []).append(hold)
+    return Snapshot(held)

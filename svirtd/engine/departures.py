@@ -22,21 +22,27 @@ class Departures:
         return f"{self._bus_id}{unique_name}"
 
     async def watch(self, stored: str) -> bool:
-        """Watch a caller; False if it has left already (or was on another bus)."""
+        """Watch a caller until it leaves, whatever becomes of its VMs meanwhile: it may have more.
+
+        Returns False if it has left already (or was on another bus).
+        """
         unique_name = stored.removeprefix(self._bus_id)
         if not stored.startswith(self._bus_id) or not unique_name.startswith(":"):
             return False
         if stored not in self._watched:
-            self._watched[stored] = await self._bus.subscribe(
+            end = await self._bus.subscribe(
                 BUS, BUS, "NameOwnerChanged", self._changed, arg0=unique_name
             )
+            if stored in self._watched:  # by another request of the same caller meanwhile
+                end()
+            else:
+                self._watched[stored] = end
         if await self._bus.has_owner(unique_name):
             return True
-        self.forget(stored)
+        self._forget(stored)
         return False
 
-    def forget(self, stored: str) -> None:
-        """Stop watching a caller."""
+    def _forget(self, stored: str) -> None:
         end = self._watched.pop(stored, None)
         if end is not None:
             end()
@@ -45,5 +51,5 @@ class Departures:
         name, _, new = msg.body
         stored = self.stored(name)
         if not new and stored in self._watched and self.on_gone and self.spawn:
-            self.forget(stored)
+            self._forget(stored)
             self.spawn(self.on_gone(stored))

@@ -5,7 +5,6 @@ Who is it, may they · what will change · write it down · do it, or undo it ·
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -85,14 +84,13 @@ class Requests:
         async with self._operations.names.hold(name):
             vm = await vm_named(self._doors, name)
             await self._operations.release(vm, Cause("release", caller.uid))
-            self._departures.forget(vm.caller)
 
     async def forget(self, caller: Caller, name: str) -> None:
         """Free the reservation of a VM that holds nothing."""
         authorize(caller, Action.RELEASE)
         async with self._operations.names.hold(name):
             vm = await vm_named(self._doors, name)
-            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm.id))
+            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm))
             self._events.removed(Entry(vm, ()), Cause("forget", caller.uid))
 
     async def plan(self, caller: Caller, request: Request) -> Plan:
@@ -134,7 +132,7 @@ class Requests:
 
         def look(db: Database) -> Entry | None:
             vm = registry.vm_by_name(db, name)
-            return None if vm is None else Entry(vm, tuple(registry.holds_of(db, vm.id)))
+            return None if vm is None else Entry(vm, tuple(registry.holds_of(db, vm)))
 
         entry = await self._doors.store.read(look)
         if entry is None:
@@ -173,7 +171,7 @@ class Requests:
         found = await self.vms(caller)
 
         def look(db: Database) -> list[Entry]:
-            return [Entry(vm, tuple(registry.holds_of(db, vm.id))) for vm in found]
+            return [Entry(vm, tuple(registry.holds_of(db, vm))) for vm in found]
 
         return await self._doors.store.read(look)
 
@@ -277,7 +275,7 @@ class Requests:
     async def _ended(self, vm: VM, how: str) -> None:
         """A unit has ended: give the labels back, unless somebody else did or it is a new VM."""
         async with self._operations.names.hold(vm.name):
-            now = await self._doors.store.read(lambda db: registry.vm_by_id(db, vm.id))
+            now = await self._doors.store.read(lambda db: registry.current(db, vm))
             if now is None or now.unit != vm.unit:
                 return
             if await self._units.running(now) is None:
@@ -290,18 +288,18 @@ class Requests:
                     SVIRT_OPERATION="end",
                 )
                 await self._operations.release(now, Cause("end", 0))
-                self._departures.forget(now.caller)
 
     async def _caller_gone(self, stored: str) -> None:
+        # Each on its own: one that cannot be released must not keep the others.
         for vm in await self._doors.store.read(registry.caller_vms):
-            if vm.caller != stored:
-                continue
-            async with self._operations.names.hold(vm.name):
-                now = await self._doors.store.read(
-                    functools.partial(registry.vm_by_id, vm_id=vm.id)
-                )
-                if now is not None and now.caller == stored:
-                    await self._operations.release(now, Cause("caller-gone", 0))
+            if vm.caller == stored:
+                self._doors.spawn(self._end_with_caller(vm, stored))
+
+    async def _end_with_caller(self, vm: VM, stored: str) -> None:
+        async with self._operations.names.hold(vm.name):
+            now = await self._doors.store.read(lambda db: registry.current(db, vm))
+            if now is not None and now.caller == stored:
+                await self._operations.release(now, Cause("caller-gone", 0))
 
     async def _vm_by_label(self, pid: int) -> VM | None:
         doors = self._doors
@@ -319,17 +317,13 @@ class Requests:
     async def _owners_of_path(self, path: str) -> list[tuple[VM, Hold | None]]:
         identity = await self._doors.in_file_thread(files.identity_of, path)
 
-        def look(db: Database) -> list[tuple[VM, Hold | None]]:
+        def look(db: Database) -> list[tuple[VM, Hold]]:
             # A file that is gone can still be asked for by the name it had.
-            holds = (
-                registry.holds_on(db, identity)
-                if identity is not None
-                else registry.holds_at(db, os.path.normpath(path))
-            )
-            found = [(registry.vm_by_id(db, hold.vm_id), hold) for hold in holds]
-            return [(vm, hold) for vm, hold in found if vm is not None]
+            if identity is not None:
+                return registry.holders_of(db, identity)
+            return registry.holders_at(db, os.path.normpath(path))
 
-        return await self._doors.store.read(look)
+        return [(vm, hold) for vm, hold in await self._doors.store.read(look)]
 
 
 def _socket_context(kernel: Kernel, vm: VM) -> str:
