@@ -46,6 +46,8 @@ from svirtd.host.bus import (
     Message,
     MessageFlag,
     MessageType,
+    error_reply,
+    method_return,
     unescape_path,
 )
 from svirtd.host.journal import Journal, MessageId, Priority
@@ -180,7 +182,7 @@ class Router:
 
     def _interface(self, msg: Message) -> Interface:
         names = interfaces_of(msg.path)
-        if msg.interface is None:  # allowed by D-Bus where only one interface has the member
+        if not msg.interface:  # allowed by D-Bus where only one interface has the member
             names = tuple(n for n in names if msg.member in self._contract[n].methods)
             if not names:
                 raise UnknownMethod(f"{shown(msg.path)} has no method {msg.member}")
@@ -260,25 +262,22 @@ class Router:
         interface = self._interface(msg)
         try:
             if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
-                self._bus.send(
-                    Message.new_method_return(
-                        msg, interface.methods[msg.member][1], reply.body, list(reply.fds)
-                    )
-                )
+                signature = interface.methods[msg.member][1]
+                self._bus.send(method_return(msg, signature, reply.body, list(reply.fds)))
         finally:
             for fd in reply.fds:
                 os.close(fd)
 
     def _reply_error(self, msg: Message, error: SvirtError) -> None:
         if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
-            self._bus.send(Message.new_error(msg, error.name, error.text))
+            self._bus.send(error_reply(msg, error.name, error.text))
 
     def _emit(
         self, path: str, interface: str, member: str, signature: str, body: list[Any]
     ) -> None:
         self._bus.send(
             Message(
-                message_type=MessageType.SIGNAL,
+                MessageType.SIGNAL,
                 path=path,
                 interface=interface,
                 member=member,

@@ -26,9 +26,9 @@ def open_operation(
     """Record what is about to be done. `created`: the VM is new with this operation."""
     text = json.dumps([(s.identity.dev, s.identity.ino, s.path, s.old, s.new) for s in steps])
     row = db.execute(
-        "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+        "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
         " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-        [kind.value, vm.id, int(created), caller_uid, text, time.time_ns() // 1000],
+        [kind.value, vm.rank, int(created), caller_uid, text, time.time_ns() // 1000],
     ).fetchone()
     return Operation(row[0], kind, vm, created, caller_uid, tuple(steps))
 
@@ -40,19 +40,17 @@ def close_operation(db: Database, operation: Operation) -> None:
 
 def close_all(db: Database, vm: VM) -> None:
     """Drop what is open for a VM, because a later operation takes its steps over."""
-    db.execute("DELETE FROM operation WHERE vm_id = ?", [vm.id])
+    db.execute("DELETE FROM operation WHERE rank = ?", [vm.rank])
 
 
-def unfinished(db: Database, vm_id: str | None = None) -> list[Operation]:
-    """Return the open operations (of one VM), oldest first."""
-    where, values = ("WHERE vm_id = ? ", [vm_id]) if vm_id is not None else ("", [])
+def unfinished(db: Database) -> list[Operation]:
+    """Return the open operations, oldest first."""
     rows = db.execute(
-        f"SELECT id, kind, vm_id, created, caller_uid, steps FROM operation {where}ORDER BY id",
-        values,
+        "SELECT id, kind, rank, created, caller_uid, steps FROM operation ORDER BY id"
     ).fetchall()
     operations = []
-    for id_, kind, owner, created, caller_uid, steps in rows:
-        vm = registry.vm_by_id(db, owner)
+    for id_, kind, rank, created, caller_uid, steps in rows:
+        vm = registry.vm_by_rank(db, rank)
         # The foreign key makes a missing VM impossible; a book that has one is corrupt.
         if vm is None:
             raise ValueError(f"operation {id_} belongs to no VM")

@@ -30,7 +30,8 @@ T = TypeVar("T")
 # The log is grown once at start and then overwritten in place: extending a file at each commit
 # makes fdatasync almost twice as slow.
 _WAL_GROW_BYTES: Final = 1024 * 1024
-_WAL_CHECKPOINT_BYTES: Final = 8 * 1024 * 1024
+# A checkpoint costs several syncs; this often it delays well below one commit in a hundred.
+_CHECKPOINT_COMMITS: Final = 500
 _IDLE_S: Final = 2.0
 _GROUP_MAX: Final = 256
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -52,6 +53,8 @@ class Store:
         self._path = path
         self._group_max = _GROUP_MAX if group_commit else 1
         self._lock_fd = _lock(path)
+        self._commits = 0
+        self._checkpointed = 0
         try:
             self._writer = _connect(path)
             with _translated(path):
@@ -64,7 +67,6 @@ class Store:
             raise
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._durable_now = True
-        self._commits = 0
         self._read_pool = ThreadPoolExecutor(1, "book-reader")
         self._thread = threading.Thread(target=self._run, name="book-writer", daemon=True)
         self._thread.start()
@@ -131,7 +133,8 @@ class Store:
             try:
                 job = self._jobs.get(timeout=_IDLE_S)
             except queue.Empty:
-                self._checkpoint()
+                if self._checkpointed < self._commits:
+                    self._checkpoint()
                 continue
             if job is None:
                 return
@@ -162,10 +165,10 @@ class Store:
                 self._writer.execute("ROLLBACK")
             for job in group:
                 job.error = job.error or _disk_error(self._path, error)
-        if self._log_bytes() > _WAL_CHECKPOINT_BYTES:
-            self._checkpoint()
         # One wake-up of the loop for the whole group.
         group[0].future.get_loop().call_soon_threadsafe(_resolve, group)
+        if self._commits - self._checkpointed >= _CHECKPOINT_COMMITS:
+            self._checkpoint()
 
     def _run_one(self, job: _Job) -> None:
         execute = self._writer.conn.execute
@@ -190,6 +193,7 @@ class Store:
 
     def _checkpoint(self) -> None:
         # PASSIVE never truncates and never waits for a reader.
+        self._checkpointed = self._commits
         self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _log_bytes(self) -> int:

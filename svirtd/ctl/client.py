@@ -222,10 +222,11 @@ class Client:
         """Wait for the end of the connection and return what to say then."""
         return bus_lost(str(await self._bus.wait_closed()))
 
-    async def ended(self, name: str) -> None:
-        """Stay on the bus until the VM that now has this name holds nothing any more.
+    async def ended(self, name: str, *, holds: bool) -> None:
+        """Stay on the bus until the VM that now has this name has ended.
 
-        Raises Failure if it got stuck on the way.
+        A persistent VM stays in the book; it has ended when it holds nothing any more, which only
+        says something of one that did (`holds`). Raises Failure if it got stuck on the way.
         """
         changed = asyncio.Event()
         with _failures(bus_lost("it does not answer")):
@@ -246,7 +247,8 @@ class Client:
             if await self._running():
                 vm = await self._vm_if_any(name)
                 first_id = first_id or vm.get("Id", "")
-                if vm.get("Id", "") != first_id or vm.get("State") in (None, State.RESERVED):
+                released = holds and vm.get("State") == State.RESERVED
+                if not vm or vm["Id"] != first_id or released:
                     lost.cancel()
                     return
                 if vm["State"] == State.FAILED:

@@ -107,7 +107,7 @@ def launch(
             {"name": name, "vm": path, "unit": unit, "enforced": enforced},
             lambda: f"{render.shown(name)} runs in {render.shown(unit)}\n",
         )
-        await _stay(client, name, asked)
+        await _stay(client, name, asked, holds=True)
 
     ask(action)
 
@@ -132,7 +132,7 @@ def acquire(name: str, disks: Sequence[Disk], lifetime: str | None, **options: A
             {"name": name, "vm": path, "enforced": enforced},
             lambda: f"{render.shown(name)} holds {_count(disks)}\n",
         )
-        await _stay(client, name, asked)
+        await _stay(client, name, asked, holds=bool(disks))
 
     ask(action)
 
@@ -141,11 +141,11 @@ def _count(disks: Sequence[Disk]) -> str:
     return "1 resource" if len(disks) == 1 else f"{len(disks)} resources"
 
 
-async def _stay(client: Client, name: str, asked: Options) -> None:
+async def _stay(client: Client, name: str, asked: Options, *, holds: bool) -> None:
     """Stay on the bus for a VM whose lifetime is ours; Ctrl-C is the ordinary end of that."""
     if asked.lifetime is Lifetime.CALLER:
         try:
-            await client.ended(name)
+            await client.ended(name, holds=holds)
         except asyncio.CancelledError:
             raise click.exceptions.Exit(Exit.OK) from None
 

@@ -96,7 +96,7 @@ def begin_acquire(
     before = None if known is None else Entry(known, ())
     if not holds and launching is None:
         return Begun(before, Entry(vm, ()), None)
-    registry.add_holds(db, holds)
+    registry.add_holds(db, vm, holds)
     operation = ledger.open_operation(
         db,
         OperationKind.ACQUIRE if launching is None else OperationKind.LAUNCH,
@@ -197,23 +197,23 @@ def finish_acquire(db: Database, operation: Operation, entry: Entry) -> Entry:
 def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.Suspect]) -> None:
     """Record that an acquisition was taken back. `suspects` are objects not proven clean."""
     pool.suspect(db, operation.vm.rank, suspects)
-    registry.remove_holds(db, operation.vm.id)
+    registry.remove_holds(db, operation.vm)
     ledger.close_operation(db, operation)
     if operation.created:
-        registry.remove_vm(db, operation.vm.id)
+        registry.remove_vm(db, operation.vm)
         pool.retire(db, operation.vm.rank)
     else:
         registry.update_vm(db, _reserved(operation.vm))
 
 
 def begin_release(
-    db: Database, vm_id: str, caller_uid: int
+    db: Database, known: VM, caller_uid: int
 ) -> tuple[Entry, Entry, Operation] | None:
     """Open a release: (before, after, operation). None if the VM holds nothing and runs nothing."""
-    vm = registry.vm_by_id(db, vm_id)
+    vm = registry.current(db, known)
     if vm is None:
         raise NoSuchVM("the VM has left the book meanwhile")
-    holds = tuple(registry.holds_of(db, vm.id))
+    holds = tuple(registry.holds_of(db, vm))
     if vm.state is State.RESERVED and not holds:
         return None
     steps = []
@@ -238,26 +238,26 @@ def finish_release(
     `suspects` are objects not proven clean: they keep the pair out of the pool.
     """
     vm = operation.vm
-    registry.remove_holds(db, vm.id)
+    registry.remove_holds(db, vm)
     ledger.close_operation(db, operation)
     pool.suspect(db, vm.rank, suspects)
     if vm.persistent:
         reserved = _reserved(vm)
         registry.update_vm(db, reserved)
         return reserved
-    registry.remove_vm(db, vm.id)
+    registry.remove_vm(db, vm)
     pool.retire(db, vm.rank)
     return None
 
 
-def remove_reserved(db: Database, vm_id: str) -> VM:
+def remove_reserved(db: Database, known: VM) -> VM:
     """Take a VM that holds nothing out of the book. Raises Failed if it does hold something."""
-    vm = registry.vm_by_id(db, vm_id)
+    vm = registry.current(db, known)
     if vm is None:
         raise NoSuchVM("the VM has left the book meanwhile")
     if vm.state is not State.RESERVED:
         raise Failed(f"VM {vm.name!r} is {vm.state.value}; release it before it is forgotten")
-    registry.remove_vm(db, vm.id)
+    registry.remove_vm(db, vm)
     pool.retire(db, vm.rank)
     return vm
 

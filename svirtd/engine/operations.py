@@ -61,11 +61,11 @@ class Operations:
         doors = self._doors
         if vm.unit:
             await self._units.stop(vm)
-        holds = await doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         # Who is the last holder of a public object is decided and acted on under its lock.
         async with self.objects.hold_all(hold.identity for hold in holds):
             begun = await doors.store.write(
-                lambda db: entries.begin_release(db, vm.id, cause.caller_uid)
+                lambda db: entries.begin_release(db, vm, cause.caller_uid)
             )
             if begun is None:
                 await self._drop_reservation(vm, cause)
@@ -97,11 +97,11 @@ class Operations:
     async def _drop_reservation(self, vm: VM, cause: Cause) -> None:
         """Release of a VM that holds nothing: a persistent one keeps its reservation."""
         if not vm.persistent:
-            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm.id))
+            await self._doors.store.write(lambda db: entries.remove_reserved(db, vm))
             self._events.removed(Entry(vm, ()), cause)
 
     async def _abandon(self, operation: Operation, outcomes: Sequence[Outcome]) -> None:
-        holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm.id))
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
         suspects = self._suspects(operation.vm, outcomes)
         await self._doors.store.write(

@@ -92,7 +92,7 @@ class Recovery:
     async def _finish_acquire(self, operation: Operation) -> bool:
         """Close an acquisition that had come to its end; False if it had not."""
         doors, vm = self._doors, operation.vm
-        holds = await doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         if not await doors.in_file_thread(apply.all_stand, doors.kernel, operation.steps):
             return False
         entry = Entry(vm, tuple(holds))
@@ -108,7 +108,7 @@ class Recovery:
         vm = operation.vm
         if vm.unit:
             await self._units.stop(vm)
-        holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm.id))
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm))
         await self._operations.finish_release(operation, Entry(vm, tuple(holds)), _CAUSE)
 
     async def _reconcile_units(self) -> None:

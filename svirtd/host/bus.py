@@ -1,30 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The D-Bus connection: the only user of dbus-next's transport.
 
-dbus-next 0.2.3 is used as a wire library (marshalling, authentication, addresses). Its reader and
-writer are replaced, because a write that meets EAGAIN kills its connection, its reader makes
-several system calls for each message, and `call()` has no deadline.
+dbus-next 0.2.3 is used as a wire library (addresses, authentication, signatures, introspection). Its
+reader and writer are replaced, because a write that meets EAGAIN kills its connection, its reader
+makes several system calls for each message, and `call()` has no deadline.
 """
 
 import array
 import asyncio
-import io
 import os
 import re
 import socket
-import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from dbus_next import Message, MessageFlag, MessageType, Variant
-from dbus_next._private.unmarshaller import Unmarshaller
 from dbus_next.aio import MessageBus
-from dbus_next.constants import BusType
+from dbus_next.constants import BusType, MessageFlag, MessageType
 from dbus_next.introspection import Node
-from dbus_next.signature import SignatureTree
 
 from svirtd.core.model import Caller
+from svirtd.host import codec
+from svirtd.host.codec import Message, Variant
 
 __all__ = [
     "BUS",
@@ -36,7 +33,9 @@ __all__ = [
     "MessageFlag",
     "MessageType",
     "Variant",
+    "error_reply",
     "escape_path",
+    "method_return",
     "parse_introspection",
     "unescape_path",
 ]
@@ -44,8 +43,6 @@ __all__ = [
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"
 
-# The bus's own ceiling for one message; what is longer can only be a broken stream.
-_MESSAGE_MAX: Final = 128 * 1024 * 1024
 # A peer gets its own messages dropped by the bus long before; if *we* cannot hand this much to the
 # bus, the bus has stopped reading and the connection is useless.
 _QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
@@ -53,7 +50,6 @@ _READ_BYTES: Final = 64 * 1024
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
 _SEND_JOIN_BYTES: Final = 128 * 1024
-_SIGNATURES_KEPT: Final = 1024
 
 SignalHandler = Callable[[Message], None]
 
@@ -98,18 +94,6 @@ def unescape_path(element: str) -> str | None:
     return label if escape_path(label) == element else None
 
 
-class _BoundedCache(dict[str, SignatureTree]):
-    """dbus-next keeps every signature it ever parsed, and callers choose the signatures."""
-
-    def __setitem__(self, signature: str, tree: SignatureTree) -> None:
-        if len(self) >= _SIGNATURES_KEPT:
-            self.clear()
-        super().__setitem__(signature, tree)
-
-
-SignatureTree._cache = _BoundedCache(SignatureTree._cache)
-
-
 class _Writer:
     """Sends one message after the other from a bounded queue; survives EAGAIN."""
 
@@ -124,13 +108,12 @@ class _Writer:
         self.idle.set()
 
     # dbus-next's own code calls this name.
-    def schedule_write(self, msg: Message | None = None, _future: object = None) -> None:
-        if msg is not None:
-            self.put(msg)
+    def schedule_write(self) -> None:
+        """Nothing waits for the greeting: we send only once it is over."""
 
     def put(self, msg: Message) -> None:
-        fds = tuple(os.dup(fd) for fd in msg.unix_fds or ())
-        data = bytes(msg._marshall(negotiate_unix_fd=True))
+        data = codec.encode(msg)
+        fds = tuple(os.dup(fd) for fd in msg.unix_fds)
         self._queue.append((data, fds))
         self.idle.clear()
         self._queued_bytes += len(data)
@@ -274,11 +257,10 @@ class _Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
     def _cut_messages(self) -> None:
         inbox, start = self._inbox, 0
         while len(inbox) - start >= 16 and not self.lost:
-            order = "<" if inbox[start] == ord("l") else ">"
-            body, _, fields = struct.unpack_from(order + "III", inbox, start + 4)
-            size = 16 + (fields + 7) // 8 * 8 + body
-            if size > _MESSAGE_MAX:
-                self.lose(BusLost(f"message of {size} bytes"))
+            try:
+                size = codec.size(inbox, start)
+            except ValueError as error:
+                self.lose(BusLost(f"the bus sent {error}"))
                 return
             if len(inbox) - start < size:
                 break
@@ -290,51 +272,24 @@ class _Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
 
     def _one_message(self, raw: bytes) -> None:
         try:
-            parser = Unmarshaller(io.BytesIO(raw))
-            parser.unmarshall()
-            msg: Message = parser.message
-        except Exception:  # noqa: BLE001 -- a message the library cannot read must not end the service
+            msg, fds = codec.decode(raw)
+        except ValueError:
+            # One that cannot be read must not end the service. Whose descriptors came with it
+            # cannot be known any more; none of them is kept.
             self.errors += 1
-            # Whose descriptors these were cannot be known any more; keep none of them.
             while self._inbox_fds:
                 os.close(self._inbox_fds.popleft())
             return
         # Descriptors arrive in order; the header says how many belong to this message.
-        count = _unix_fds_field(raw) if self._inbox_fds else 0
-        if count > len(self._inbox_fds):
+        if fds > len(self._inbox_fds):
             self.lose(BusLost("a message announced more descriptors than it brought"))
             return
-        msg.unix_fds = [self._inbox_fds.popleft() for _ in range(count)]
+        msg.unix_fds = [self._inbox_fds.popleft() for _ in range(fds)]
         handler = self._method_return_handlers.pop(msg.reply_serial, None)
         if handler is not None:  # only dbus-next's own Hello
             handler(msg, None)
         elif self.receive is not None:
             self.receive(msg)
-
-
-def _unix_fds_field(raw: bytes) -> int:
-    """Return the UNIX_FDS header field of a message, 0 if it has none.
-
-    dbus-next drops this field when it parses from a buffer.
-    """
-    order = "<" if raw[0] == ord("l") else ">"
-    (length,) = struct.unpack_from(order + "I", raw, 12)
-    at, end = 16, 16 + length
-    while at < end:
-        at = (at + 7) // 8 * 8
-        code, sig = raw[at], raw[at + 2 : at + 2 + raw[at + 1]]
-        at += 3 + raw[at + 1]
-        if sig == b"u":
-            at = (at + 3) // 4 * 4
-            if code == 9:
-                return int(struct.unpack_from(order + "I", raw, at)[0])
-            at += 4
-        elif sig == b"g":
-            at += 2 + raw[at]
-        else:
-            at = (at + 3) // 4 * 4
-            at += 5 + int(struct.unpack_from(order + "I", raw, at)[0])
-    return 0
 
 
 class Connection:
@@ -426,6 +381,7 @@ class Connection:
         """
         flags = MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else MessageFlag.NONE
         msg = Message(
+            MessageType.METHOD_CALL,
             destination=destination,
             path=path,
             interface=interface,
@@ -504,6 +460,7 @@ class Connection:
                 if not self._wire.lost:
                     self._wire.send(
                         Message(
+                            MessageType.METHOD_CALL,
                             destination=BUS,
                             path=BUS_PATH,
                             interface=BUS,
@@ -568,8 +525,32 @@ class Connection:
         self._pending.clear()
 
 
+def method_return(call: Message, signature: str, body: list[Any], fds: list[int]) -> Message:
+    """Return the reply to a method call."""
+    return Message(
+        MessageType.METHOD_RETURN,
+        destination=call.sender,
+        reply_serial=call.serial,
+        signature=signature,
+        body=body,
+        unix_fds=fds,
+    )
+
+
+def error_reply(call: Message, name: str, text: str) -> Message:
+    """Return the error that answers a method call."""
+    return Message(
+        MessageType.ERROR,
+        destination=call.sender,
+        reply_serial=call.serial,
+        error_name=name,
+        signature="s",
+        body=[text],
+    )
+
+
 def _close_fds(msg: Message) -> None:
-    for fd in msg.unix_fds or ():
+    for fd in msg.unix_fds:
         os.close(fd)
     msg.unix_fds = []
 

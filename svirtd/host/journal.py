@@ -57,12 +57,13 @@ class Journal:
         """Write one record."""
         named = {key: str(value) for key, value in fields.items() if value != ""}
         if self.to_journal:
-            journal.send(
-                message,
-                MESSAGE_ID=message_id.value,
-                PRIORITY=int(priority),
-                SYSLOG_IDENTIFIER="svirtd",
-                **named,
+            # sendv: send() would look up the caller's line in the source for each record.
+            journal.sendv(
+                f"MESSAGE={message}",
+                f"MESSAGE_ID={message_id.value}",
+                f"PRIORITY={int(priority)}",
+                "SYSLOG_IDENTIFIER=svirtd",
+                *(f"{key}={value}" for key, value in named.items()),
             )
             return
         # One record, one line: what a caller chose (a name, a path) must not forge another record.

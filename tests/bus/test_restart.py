@@ -85,6 +85,11 @@ def test_a_unit_that_ended_while_the_daemon_was_away(
     assert label(disk) is None
 
 
+def rank_of(book: sqlite3.Connection, name: str) -> int:
+    (rank,) = book.execute("SELECT rank FROM vm WHERE name = ?", [name]).fetchone()
+    return int(rank)
+
+
 def test_a_launch_that_was_cut_off_is_undone(
     own_daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
@@ -97,9 +102,9 @@ def test_a_launch_that_was_cut_off_is_undone(
         step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
         late = [os.stat(other).st_dev, os.stat(other).st_ino, str(other), None, vm["ImageContext"]]
         book.execute(
-            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
             " VALUES ('acquire', ?, 1, 0, ?, 0)",
-            [vm["Id"], json.dumps([step, late])],
+            [rank_of(book, "vm"), json.dumps([step, late])],
         )
     book.close()
     own_daemon.start()
@@ -118,9 +123,9 @@ def test_an_acquire_whose_every_label_stands_is_finished(
         step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
         book.execute("UPDATE vm SET state = 'reserved'")
         book.execute(
-            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
             " VALUES ('acquire', ?, 1, 0, ?, 0)",
-            [vm["Id"], json.dumps([step])],
+            [rank_of(book, "vm"), json.dumps([step])],
         )
     book.close()
     own_daemon.start()
@@ -143,9 +148,9 @@ def test_a_release_that_was_cut_off_is_finished(
     with sqlite3.connect(own_daemon.book) as book:
         book.execute("UPDATE vm SET state = 'releasing'")
         book.execute(
-            "INSERT INTO operation(kind, vm_id, created, caller_uid, steps, started_us)"
+            "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
             " VALUES ('release', ?, 0, 0, ?, 0)",
-            [vm["Id"], json.dumps(steps)],
+            [rank_of(book, "vm"), json.dumps(steps)],
         )
     book.close()
     own_daemon.start()
