@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from svirtd.host.bus import Connection, Message
+from svirtd.host.bus import Connection, error_reply
 from tests.contract import sources
 
 _POLICY: Final = sources.DBUS / "org.svirt1.conf"
@@ -137,7 +137,7 @@ async def _busctl(bus: _Bus, uid: int, *arguments: str) -> str:
     process = await asyncio.create_subprocess_exec(
         "busctl",
         f"--address={bus.address}",
-        "--timeout=20",
+        "--timeout=5",
         *arguments,
         user=uid,
         stdout=asyncio.subprocess.DEVNULL,
@@ -154,7 +154,7 @@ async def _call_all(
     owner = await Connection.open(bus.address)
     try:
         owner.handle_methods(
-            lambda msg: owner.send(Message.new_error(msg, _REACHED, "reached the owner"))
+            lambda msg: owner.send(error_reply(msg, _REACHED, "reached the owner"))
         )
         assert await owner.request_name(sources.NAME)
         said = {}
