@@ -224,9 +224,9 @@ class _Daemon:
         await asyncio.gather(stop, *background, return_exceptions=True)
         for task in done - {stop}:
             task.result()  # raises why it ended: without the bus or the book there is no service
-        await self._drain(bus, router)
+        await self._drain(bus, router, events)
 
-    async def _drain(self, bus: Connection, router: Router) -> None:
+    async def _drain(self, bus: Connection, router: Router, events: Events) -> None:
         notify.stopping()
         if not await router.drain(_DRAIN_S):
             self._journal.record(
@@ -236,6 +236,7 @@ class _Daemon:
             )
         for task in self._tasks:
             task.cancel()
+        events.deliver()
         await bus.drain(_DRAIN_S)
         self._journal.record(MessageId.STOPPED, "svirtd has stopped", priority=Priority.NOTICE)
 

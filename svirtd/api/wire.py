@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Untrusted D-Bus values to typed requests, and results back. Every refusal is InvalidArgs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from svirtd.core import goals
@@ -43,52 +43,63 @@ _PROPERTIES: Final[Mapping[str, tuple[str, int, int]]] = {
     "AllowedCPUs": ("ay", 0, 0),
     "Description": ("s", 0, 0),
 }
+_ACCESSES: Final = {access.value: access for access in Access}
+_LIFETIMES: Final = {lifetime.value: lifetime for lifetime in Lifetime}
 _DESCRIPTION_MAX: Final = 256
 _CPUS_MAX_BYTES: Final = 1024
 
 
-class Reader:
-    """Takes known keys out of an a{sv}; done() refuses whatever is left."""
+_RESOURCE: Final[Mapping[str, str]] = {
+    "path": "s",
+    "fd": "h",
+    "access": "s",
+    "format": "s",
+    "group": "s",
+    "backing": "s",
+    "recursive": "b",
+}
+_ACQUIRE: Final[Mapping[str, str]] = {
+    "uuid": "s",
+    "goal": "s",
+    "persistent": "b",
+    "lifetime": "s",
+}
+_LAUNCH: Final[Mapping[str, str]] = {
+    **_ACQUIRE,
+    "user": "s",
+    "environment": "as",
+    "working-directory": "s",
+    "properties": "a{sv}",
+}
 
-    def __init__(self, what: str, values: Options) -> None:
-        self._what = what
-        self._left = dict(values)
-        self._known: list[str] = []
 
-    def take(self, key: str, signature: str, default: Any) -> Any:
-        """Return the value of `key`, which must have `signature`, or the default."""
-        self._known.append(key)
-        variant = self._left.pop(key, None)
-        if variant is None:
-            return default
-        if variant.signature != signature:
-            raise InvalidArgs(
-                f"{self._what}: {key!r} has type {variant.signature!r}, expected {signature!r}"
-            )
-        return variant.value
+def typed(what: str, values: Options, keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of an a{sv} by key. Raises InvalidArgs for an unknown key or wrong type.
 
-    def done(self) -> None:
-        """Refuse keys that nobody took."""
-        if self._left:
-            known = ", ".join(sorted(self._known)) or "none"
-            raise InvalidArgs(
-                f"{self._what}: unknown key {shown(min(self._left))}; known keys: {known}"
-            )
+    `keys` gives the signature of each key that may be there.
+    """
+    found = {}
+    for key, (signature, value) in values.items():
+        expected = keys.get(key)
+        if expected is None:
+            known = ", ".join(sorted(keys)) or "none"
+            raise InvalidArgs(f"{what}: unknown key {shown(key)}; known keys: {known}")
+        if signature != expected:
+            raise InvalidArgs(f"{what}: {key!r} has type {signature!r}, expected {expected!r}")
+        found[key] = value
+    return found
 
 
 def no_options(options: Options) -> None:
     """Refuse any option."""
-    Reader("options", options).done()
+    typed("options", options, {})
 
 
 def read_request(
     name: str, resources: Sequence[Options], options: Options, fds: Sequence[int]
 ) -> Request:
     """Read what Acquire and Plan take."""
-    reader = Reader("options", options)
-    request = _request(name, resources, reader, fds)
-    reader.done()
-    return request
+    return _request(name, resources, typed("options", options, _ACQUIRE), fds)
 
 
 def read_launch(
@@ -100,64 +111,58 @@ def read_launch(
     command_bytes_max: int,
 ) -> tuple[Request, Command]:
     """Read what Launch takes."""
-    reader = Reader("options", options)
-    request = _request(name, resources, reader, fds)
+    given = typed("options", options, _LAUNCH)
+    request = _request(name, resources, given, fds)
     command = Command(
         argv=_argv(argv, command_bytes_max),
-        user=_printable("user", reader.take("user", "s", ""), 64),
-        environment=tuple(_assignment(one) for one in reader.take("environment", "as", [])),
-        working_directory=_folder(reader.take("working-directory", "s", "")),
-        properties=_properties(reader.take("properties", "a{sv}", {})),
+        user=_printable("user", given.get("user", ""), 64),
+        environment=tuple(_assignment(one) for one in given.get("environment", ())),
+        working_directory=_folder(given.get("working-directory", "")),
+        properties=_properties(given.get("properties", {})),
     )
     if sum(len(e.encode()) + 1 for e in command.environment) > command_bytes_max:
         raise LimitsExceeded(
             f"environment: more than [limits] command-bytes = {command_bytes_max} bytes"
         )
-    reader.done()
     return request, command
 
 
 def _request(
-    name: str, resources: Sequence[Options], reader: Reader, fds: Sequence[int]
+    name: str, resources: Sequence[Options], given: Mapping[str, Any], fds: Sequence[int]
 ) -> Request:
-    uuid = reader.take("uuid", "s", "")
-    lifetime = reader.take("lifetime", "s", Lifetime.RELEASE.value)
-    if lifetime not in tuple(Lifetime):
-        raise InvalidArgs(
-            f"options: lifetime {lifetime[:32]!r}; expected {_choice(tuple(Lifetime))}"
-        )
-    goal = reader.take("goal", "s", goals.ISOLATED.name)
+    uuid = given.get("uuid", "")
+    lifetime = given.get("lifetime", Lifetime.RELEASE.value)
+    if lifetime not in _LIFETIMES:
+        raise InvalidArgs(f"options: lifetime {lifetime[:32]!r}; expected {_choice(_LIFETIMES)}")
+    goal = given.get("goal", goals.ISOLATED.name)
     return Request(
         name=check_vm_name(name),
         resources=tuple(
-            _resource(number, one, fds) for number, one in enumerate(resources, start=1)
+            _resource(f"resource {number}", one, fds)
+            for number, one in enumerate(resources, start=1)
         ),
         goal=goals.goal(goal[:64]).name,
         uuid=check_uuid(uuid) if uuid else "",
-        persistent=reader.take("persistent", "b", False),
-        lifetime=Lifetime(lifetime),
+        persistent=given.get("persistent", False),
+        lifetime=_LIFETIMES[lifetime],
     )
 
 
-def _resource(number: int, values: Options, fds: Sequence[int]) -> ResourceRequest:
-    what = f"resource {number}"
-    reader = Reader(what, values)
-    path = reader.take("path", "s", None)
-    index = reader.take("fd", "h", None)
-    access = reader.take("access", "s", Access.EXCLUSIVE.value)
-    form = reader.take("format", "s", "raw")
+def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest:
+    given = typed(what, values, _RESOURCE)
+    path, index = given.get("path"), given.get("fd")
+    access, form = given.get("access", Access.EXCLUSIVE.value), given.get("format", "raw")
     for later in ("group", "backing"):
-        if reader.take(later, "s", None) is not None:
+        if later in given:
             raise NotSupported(f"{what}: {later!r} is not supported by this version")
-    if reader.take("recursive", "b", False):
+    if given.get("recursive", False):
         raise NotSupported(f"{what}: directory trees are not supported by this version")
-    reader.done()
     if (path is None) == (index is None):
         raise InvalidArgs(f"{what}: expected exactly one of 'path' and 'fd'")
     if access in ("group", "host-shared"):
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
-    if access not in tuple(Access):
-        raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {_choice(tuple(Access))}")
+    if access not in _ACCESSES:
+        raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {_choice(_ACCESSES)}")
     if form != "raw":
         raise NotSupported(
             f"{what}: format {form[:32]!r} is not supported by this version; 'raw' labels the "
@@ -168,22 +173,22 @@ def _resource(number: int, values: Options, fds: Sequence[int]) -> ResourceReque
         if not 0 <= index < len(fds):
             raise InvalidArgs(f"{what}: 'fd' names no descriptor of this message")
         fd = fds[index]
-    return ResourceRequest(None if path is None else _path(what, path), fd, Access(access))
+    return ResourceRequest(None if path is None else _path(what, path), fd, _ACCESSES[access])
 
 
-def _choice(values: Sequence[str]) -> str:
+def _choice(values: Iterable[str]) -> str:
     return " or ".join(f"'{value}'" for value in values)
 
 
 def _path(what: str, path: str) -> str:
     if not path.startswith("/"):
         raise InvalidArgs(f"{what}: path {path[:64]!r} is not absolute")
-    if len(path.encode()) > _PATH_MAX:
+    if len(path) > _PATH_MAX or len(path.encode()) > _PATH_MAX:
         raise InvalidArgs(f"{what}: path is longer than {_PATH_MAX} bytes")
     if not path.isprintable():
         # It could not be shown, logged or compared by a person without tricks.
         raise InvalidArgs(f"{what}: path {path[:64]!r} has control characters; rename the file")
-    if ".." in path.split("/"):
+    if ".." in path and ".." in path.split("/"):
         raise InvalidArgs(f"{what}: path {path[:64]!r} has '..' in it; name the file plainly")
     return path
 

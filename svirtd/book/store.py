@@ -95,6 +95,16 @@ class Store:
         self._jobs.put(_Job(fn, durable, future))
         return await future
 
+    def write_behind(self, fn: Callable[[Database], None]) -> asyncio.Future[None]:
+        """Queue `fn` as a transaction behind what is queued already, and do not wait for it.
+
+        For what a crash may lose: recovery must come to the same without it. The future tells a
+        refusal of the disk (Failed).
+        """
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_Job(fn, False, future))
+        return future
+
     async def read(self, fn: Callable[[Database], T]) -> T:
         """Run `fn` on what was committed last and return its result."""
         loop = asyncio.get_running_loop()

@@ -5,6 +5,7 @@ This is the one place that decides whether an object may be labelled for a VM. T
 rules is part of the contract: who holds an object is said before what is wrong with it.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -165,18 +166,20 @@ def _refuse_kind(seen: Seen) -> None:
         )
 
 
+@functools.lru_cache(256)
+def _type_of(label: str) -> str:
+    return parse_context(label).type
+
+
 def _refuse_type(seen: Seen, rules: Rules) -> None:
     """Only types of the list are taken: a host file must not become a VM's by anyone's slip."""
-    if seen.label is None:
-        found = UNLABELLED_TYPE
-    else:
-        try:
-            found = parse_context(seen.label).type
-        except ValueError as error:
-            raise ResourceRefused(
-                f"{seen.named} carries {shown(seen.label)}, which is not a context ({error}); "
-                "restore its label first"
-            ) from None
+    try:
+        found = UNLABELLED_TYPE if seen.label is None else _type_of(seen.label)
+    except ValueError as error:
+        raise ResourceRefused(
+            f"{seen.named} carries {shown(str(seen.label))}, which is not a context ({error}); "
+            "restore its label first"
+        ) from None
     if found not in rules.relabel_from:
         raise ResourceRefused(
             f"{seen.named} has type {found}, which is not in [labels] relabel-from "

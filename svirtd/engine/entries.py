@@ -79,6 +79,10 @@ def begin_acquire(
         rank = known.rank
     vm, decided = _decide(db, doors, caller, request, seen, known, rank)
     decided.refuse()
+    if decided.decisions:
+        # Said before it is true, so that nobody has to wait for a second entry once it is: until
+        # the reply the VM has not been announced, and a failure takes it out of the book.
+        vm = replace(vm, state=State.LABELLED)
     if launching is not None:
         vm = replace(
             vm,
@@ -186,12 +190,10 @@ def _decide(
     return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules)
 
 
-def finish_acquire(db: Database, operation: Operation, entry: Entry) -> Entry:
-    """Record that every label stands (and the unit runs)."""
-    vm = replace(entry.vm, state=State.RUNNING if entry.vm.main_pid else State.LABELLED)
-    registry.update_vm(db, vm)
+def finish_launch(db: Database, operation: Operation, entry: Entry) -> None:
+    """Record that the unit runs and every label stands."""
+    registry.update_vm(db, entry.vm)
     ledger.close_operation(db, operation)
-    return Entry(vm, entry.holds)
 
 
 def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.Suspect]) -> None:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What happened, told to whoever listens. Called from closed operations only."""
 
-from collections.abc import Sequence
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,10 +43,14 @@ class Listener(Protocol):
 
 
 class Events:
-    """Passes events on, in the order in which they happened."""
+    """Passes events on, in the order in which they happened, once the reply has left.
+
+    Whoever waits for the reply should not wait for the signals to everybody else.
+    """
 
     def __init__(self) -> None:
         self._listeners: list[Listener] = []
+        self._waiting: list[Callable[[Listener], None]] = []
 
     def listen(self, listener: Listener) -> None:
         """Tell `listener` of everything from now on."""
@@ -52,22 +58,37 @@ class Events:
 
     def added(self, entry: Entry, cause: Cause) -> None:
         """A VM has entered the book."""
-        for to in self._listeners:
-            to.added(entry, cause)
+        self._later(lambda to: to.added(entry, cause))
 
     def changed(self, before: Entry, after: Entry, cause: Cause) -> None:
         """A VM or its holds are not what they were."""
         if before != after:
-            for to in self._listeners:
-                to.changed(before, after, cause)
+            self._later(lambda to: to.changed(before, after, cause))
 
     def removed(self, entry: Entry, cause: Cause) -> None:
         """A VM has left the book."""
-        for to in self._listeners:
-            to.removed(entry, cause)
+        self._later(lambda to: to.removed(entry, cause))
 
     def drift(self, findings: Sequence[Finding]) -> None:
         """Objects were found to be other than the book says, and were left alone."""
         for finding in findings:
-            for to in self._listeners:
-                to.drift(finding)
+            self._later(functools.partial(_tell_drift, finding))
+
+    def deliver(self) -> None:
+        """Tell the listeners what has happened so far."""
+        waiting, self._waiting = self._waiting, []
+        for tell in waiting:
+            for listener in self._listeners:
+                tell(listener)
+
+    def _later(self, tell: Callable[[Listener], None]) -> None:
+        if not self._waiting:
+            # The request's task sends its reply in this turn of the loop, the connection writes
+            # it in the next, and the turn after that is ours.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self.deliver)
+        self._waiting.append(tell)
+
+
+def _tell_drift(finding: Finding, to: Listener) -> None:
+    to.drift(finding)

@@ -5,12 +5,14 @@ An operation that cannot be finished stays open in the ledger with its VM `faile
 the next start tries again.
 """
 
+import asyncio
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from svirtd.book import registry
+from svirtd.book import ledger, registry
 from svirtd.book.pool import Suspect
-from svirtd.core.model import VM, Identity, Operation, Step
+from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
 from svirtd.engine import apply, entries
 from svirtd.engine.apply import Fate, Outcome, Undone
@@ -50,11 +52,32 @@ class Operations:
         await self._remove_folder(operation.vm)
         await self._abandon(operation, outcomes)
 
-    async def finish(self, operation: Operation, entry: Entry) -> Entry:
-        """Close an acquisition whose labels all stand."""
-        return await self._doors.store.write(
-            lambda db: entries.finish_acquire(db, operation, entry), durable=False
+    def finish_acquire(self, operation: Operation) -> None:
+        """Close an acquisition whose labels all stand.
+
+        Nobody waits for that: recovery closes an operation that it finds in this state, too.
+        """
+        closing = self._doors.store.write_behind(
+            functools.partial(ledger.close_operation, operation=operation)
         )
+        closing.add_done_callback(self._record_unclosed)
+
+    async def finish_launch(self, operation: Operation, entry: Entry, main_pid: int) -> Entry:
+        """Close a launch whose labels all stand and whose unit runs."""
+        vm = replace(entry.vm, state=State.RUNNING, main_pid=main_pid)
+        running = Entry(vm, entry.holds)
+        await self._doors.store.write(
+            lambda db: entries.finish_launch(db, operation, running), durable=False
+        )
+        return running
+
+    def _record_unclosed(self, closing: asyncio.Future[None]) -> None:
+        if not closing.cancelled() and (error := closing.exception()) is not None:
+            self._doors.journal.record(
+                MessageId.WARNING,
+                f"a finished operation stays open in the book until the next start: {error}",
+                priority=Priority.WARNING,
+            )
 
     async def release(self, vm: VM, cause: Cause) -> None:
         """Give a VM's labels back and tell of it. Raises Drift if that could not be finished."""
@@ -171,11 +194,6 @@ class Operations:
                 priority=Priority.WARNING,
                 SVIRT_VM=vm.name,
             )
-
-
-def as_running(entry: Entry, main_pid: int) -> Entry:
-    """Return the entry with its main process; finish() then records it as running."""
-    return Entry(replace(entry.vm, main_pid=main_pid), entry.holds)
 
 
 async def vm_named(doors: Doors, name: str) -> VM:

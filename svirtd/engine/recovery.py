@@ -11,7 +11,7 @@ from svirtd.book import ledger, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
-from svirtd.engine import apply, operations
+from svirtd.engine import apply
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
@@ -95,13 +95,14 @@ class Recovery:
         holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         if not await doors.in_file_thread(apply.all_stand, doors.kernel, operation.steps):
             return False
+        if operation.kind is OperationKind.ACQUIRE:
+            self._operations.finish_acquire(operation)
+            return True
+        state = await self._units.running(vm)
+        if state is None:
+            return False
         entry = Entry(vm, tuple(holds))
-        if operation.kind is OperationKind.LAUNCH:
-            state = await self._units.running(vm)
-            if state is None:
-                return False
-            entry = operations.as_running(entry, state.main_pid)
-        await self._operations.finish(operation, entry)
+        await self._operations.finish_launch(operation, entry, state.main_pid)
         return True
 
     async def _finish_release(self, operation: Operation) -> None:

@@ -15,7 +15,7 @@ from svirtd.core.mcs import Context, parse_categories, parse_context
 from svirtd.core.model import VM, Caller, Command, Counts, Hold, Lifetime, Request, State
 from svirtd.core.names import check_socket_name, shown, unit_name
 from svirtd.core.plan import Plan
-from svirtd.engine import entries, operations
+from svirtd.engine import entries
 from svirtd.engine.authorize import Action, authorize
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
@@ -244,7 +244,8 @@ class Requests:
         if begun.operation is None:
             return begun.entry
         await self._operations.label(begun.operation, opened)
-        return await self._operations.finish(begun.operation, begun.entry)
+        self._operations.finish_acquire(begun.operation)
+        return begun.entry
 
     async def _label_and_start(
         self, begun: Begun, opened: Sequence[Opened], command: Command, account: runtime.Account
@@ -257,9 +258,7 @@ class Requests:
         except SvirtError:
             await self._operations.take_back(begun.operation)
             raise
-        return await self._operations.finish(
-            begun.operation, operations.as_running(begun.entry, main_pid)
-        )
+        return await self._operations.finish_launch(begun.operation, begun.entry, main_pid)
 
     async def _tie_to_caller(self, vm: VM) -> None:
         if vm.lifetime is Lifetime.CALLER and not await self._departures.watch(vm.caller):

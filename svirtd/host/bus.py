@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The D-Bus connection: the only user of dbus-next's transport.
 
-dbus-next 0.2.3 is used as a wire library (addresses, authentication, signatures, introspection). Its
-reader and writer are replaced, because a write that meets EAGAIN kills its connection, its reader
-makes several system calls for each message, and `call()` has no deadline.
+dbus-next 0.2.3 is used as a wire library (addresses, authentication, signatures, introspection).
+Its reader and writer are replaced, because a write that meets EAGAIN kills its connection, its
+reader makes several system calls for each message, and `call()` has no deadline.
 """
 
 import array

@@ -47,6 +47,11 @@ _FIELDS: Final = {
     7: ("sender", "s"),
 }
 
+# Types by how they are aligned and written in arrays.
+_WIDE: Final = frozenset("xtd({")
+_BYTE: Final = frozenset("y")
+_PAIR: Final = frozenset("{")
+
 Encoder = Callable[[bytearray, Any], None]
 Decoder = Callable[[bytes, int], tuple[Any, int]]
 
@@ -62,7 +67,7 @@ class Variant(NamedTuple):
 class Message:
     """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it."""
 
-    message_type: MessageType
+    message_type: MessageType = MessageType.METHOD_CALL
     path: str = ""
     interface: str = ""
     member: str = ""
@@ -246,11 +251,11 @@ def _struct_encoder(parts: Sequence[Encoder]) -> Encoder:
 
 
 def _array_encoder(kind: Any) -> Encoder:
-    if kind.token == "y":
+    if kind.token in _BYTE:
         return _write_bytes
     one = _encoder(kind)
-    mask = 7 if kind.token in "xtd({" else 0
-    items: Callable[[Any], Any] = dict.items if kind.token == "{" else iter
+    mask = 7 if kind.token in _WIDE else 0
+    items: Callable[[Any], Any] = dict.items if kind.token in _PAIR else iter
 
     def write(out: bytearray, value: Any) -> None:
         out += _PAD[-len(out) & 3]
@@ -356,7 +361,7 @@ def _struct_decoder(parts: Sequence[Decoder]) -> Decoder:
 
 
 def _array_decoder(kind: Any) -> Decoder:
-    mask = 7 if kind.token in "xtd({" else 0
+    mask = 7 if kind.token in _WIDE else 0
 
     def bounds(raw: bytes, at: int) -> tuple[int, int]:
         at = (at + 3) & ~3
@@ -366,14 +371,14 @@ def _array_decoder(kind: Any) -> Decoder:
             raise ValueError("an array past the end of its message")
         return start, start + length
 
-    if kind.token == "y":
+    if kind.token in _BYTE:
 
         def read_bytes(raw: bytes, at: int) -> tuple[bytes, int]:
             start, end = bounds(raw, at)
             return raw[start:end], end
 
         return read_bytes
-    if kind.token == "{":
+    if kind.token in _PAIR:
         read_key, read_value = (_decoder(child) for child in kind.children)
 
         def read_map(raw: bytes, at: int) -> tuple[dict[Any, Any], int]:

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Step
 from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
@@ -21,10 +21,21 @@ from svirtd.host.kernel import Kernel, NoLabels
 _SYS_OPENAT2: Final = 437
 _AT_FDCWD: Final = -100
 _RESOLVE_NO_MAGICLINKS: Final = 0x02
+_RESOLVE_NO_SYMLINKS: Final = 0x04
 # Opening must not block on a fifo, take a terminal, or outlive an exec.
 _QUIET: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
-_libc = ctypes.CDLL(None, use_errno=True)
+_KINDS: Final = {
+    stat.S_IFREG: Kind.FILE,
+    stat.S_IFBLK: Kind.BLOCK,
+    stat.S_IFDIR: Kind.DIRECTORY,
+    stat.S_IFCHR: Kind.CHARACTER,
+    stat.S_IFIFO: Kind.FIFO,
+    stat.S_IFSOCK: Kind.SOCKET,
+    stat.S_IFLNK: Kind.LINK,
+}
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
 
 
 class _OpenHow(ctypes.Structure):
@@ -33,6 +44,17 @@ class _OpenHow(ctypes.Structure):
         ("mode", ctypes.c_uint64),
         ("resolve", ctypes.c_uint64),
     )
+
+
+def _how(flags: int, resolve: int) -> Any:
+    return ctypes.byref(_OpenHow(flags, 0, resolve))
+
+
+_HOLD: Final = _how(os.O_PATH | os.O_CLOEXEC, _RESOLVE_NO_MAGICLINKS)
+_PLAIN: Final = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
+_PLAIN_RO: Final = _how(os.O_RDONLY | _QUIET, _PLAIN)
+_PLAIN_RW: Final = _how(os.O_RDWR | _QUIET, _PLAIN)
+_HOW_BYTES: Final = ctypes.sizeof(_OpenHow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,28 +133,47 @@ def _open_one(kernel: Kernel, request: ResourceRequest) -> Opened:
 
 
 def _open_path(path: str, access: Access) -> tuple[int, os.stat_result, str]:
-    """Open by name in two steps: hold the object, look at it, then open that very object.
+    """Open a name with the rights of its access; returns the object's own path too."""
+    try:
+        # A path without links, spelt plainly, is the object's own, and opening it is safe: only
+        # root can put a device there, and what is there now is looked at first.
+        if "//" not in path and "/." not in path and _may_label(os.lstat(path).st_mode):
+            fd = _openat2(path, _PLAIN_RW if access is Access.EXCLUSIVE else _PLAIN_RO)
+            return fd, os.fstat(fd), path
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise _not_opened(path, access, error) from error
+    return _open_in_two_steps(path, access)
 
-    The first step has no side effect on a device or fifo; the second goes through the descriptor
-    of the first, so that what was looked at is what is opened.
+
+def _open_in_two_steps(path: str, access: Access) -> tuple[int, os.stat_result, str]:
+    """Hold the object, look at it, then open that very object.
+
+    The first step has no side effect on a device or fifo that a link may lead to; the second goes
+    through the descriptor of the first, so that what was looked at is what is opened. Links
+    through /proc are never followed: they lead to what is the daemon's own.
     """
     try:
-        held = _openat2(path, os.O_PATH | os.O_CLOEXEC)
+        held = _openat2(path, _HOLD)
     except OSError as error:
-        raise ResourceRefused(f"{path} cannot be opened: {_why(error)}") from error
+        raise _not_opened(path, access, error) from error
+    through = f"/proc/self/fd/{held}"
     try:
         info = os.fstat(held)
-        found = os.readlink(f"/proc/self/fd/{held}")
         if not _may_label(info.st_mode):
             # Kept as it is, for the plan to refuse with its kind; never opened for real.
-            return os.dup(held), info, found
+            return os.dup(held), info, os.readlink(through)
         flags = os.O_RDWR if access is Access.EXCLUSIVE else os.O_RDONLY
-        return os.open(f"/proc/self/fd/{held}", flags | _QUIET), info, found
+        return os.open(through, flags | _QUIET), info, os.readlink(through)
     except OSError as error:
-        wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
-        raise ResourceRefused(f"{path} cannot be opened for {wanted}: {_why(error)}") from error
+        raise _not_opened(path, access, error) from error
     finally:
         os.close(held)
+
+
+def _not_opened(path: str, access: Access, error: OSError) -> ResourceRefused:
+    wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
+    return ResourceRefused(f"{path} cannot be opened for {wanted}: {_why(error)}")
 
 
 def _open_passed(request: ResourceRequest) -> tuple[int, os.stat_result, str]:
@@ -219,11 +260,8 @@ def sync(fd: int) -> None:
         os.fsync(fd)
 
 
-def _openat2(path: str, flags: int) -> int:
-    how = _OpenHow(flags, 0, _RESOLVE_NO_MAGICLINKS)
-    fd: int = _libc.syscall(
-        _SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
-    )
+def _openat2(path: str, how: Any) -> int:
+    fd: int = _syscall(_SYS_OPENAT2, _AT_FDCWD, os.fsencode(path), how, _HOW_BYTES)
     if fd < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), path)
@@ -235,16 +273,7 @@ def _may_label(mode: int) -> bool:
 
 
 def _kind(mode: int) -> Kind:
-    kinds = {
-        stat.S_IFREG: Kind.FILE,
-        stat.S_IFBLK: Kind.BLOCK,
-        stat.S_IFDIR: Kind.DIRECTORY,
-        stat.S_IFCHR: Kind.CHARACTER,
-        stat.S_IFIFO: Kind.FIFO,
-        stat.S_IFSOCK: Kind.SOCKET,
-        stat.S_IFLNK: Kind.LINK,
-    }
-    return kinds.get(stat.S_IFMT(mode), Kind.OTHER)
+    return _KINDS.get(stat.S_IFMT(mode), Kind.OTHER)
 
 
 def _why(error: OSError) -> str:
