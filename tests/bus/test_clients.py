@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Clients that others wrote: busctl, gdbus and GLib's D-Bus library live through it all."""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+from xml.etree import ElementTree
+
+import pytest
+
+from svirtd.api import contract
+from tests.support import (
+    MANAGER,
+    NAME,
+    ROOT,
+    VM,
+    Client,
+    Daemon,
+    image,
+    label,
+    svirt_units,
+    wait_for,
+)
+
+SLEEP = ["/bin/sleep", "1000"]
+ANNOTATION = "org.freedesktop.DBus.Property.EmitsChangedSignal"
+
+
+def run(*argv: str) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def busctl(verb: str, *arguments: str) -> Any:
+    """Run busctl and return the data of its JSON."""
+    return json.loads(run("busctl", "--json=short", verb, NAME, *arguments))["data"]
+
+
+def gdbus(path: str, method: str, *arguments: str) -> str:
+    where = ["--system", "--dest", NAME, "--object-path", path]
+    return run("gdbus", "call", *where, "--method", method, *arguments).strip()
+
+
+@contextmanager
+def listening(argv: Sequence[str], ready: str) -> Iterator[IO[str]]:
+    """Run a program that shows signals from when it is ready until the block ends."""
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if ready in line:
+                break
+        try:
+            yield process.stdout
+        finally:
+            process.kill()
+
+
+def until(lines: IO[str], what: str) -> list[str]:
+    found = []
+    for line in lines:
+        found.append(line)
+        if what in line:
+            break
+    return found
+
+
+def test_busctl(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.img")
+    monitor = ["busctl", "--json=short", "monitor", NAME]
+    with listening(monitor, "Monitoring bus message stream") as lines:
+        resource = ["1", "2", "path", "s", str(disk), "access", "s", "exclusive"]
+        path = busctl("call", ROOT, MANAGER, "Acquire", "saa{sv}a{sv}", "b 1", *resource, "0")[0]
+        assert path == "/org/svirt1/vm/b_201"
+        assert label(disk) == busctl("get-property", path, VM, "ImageContext")
+        rows = busctl("call", ROOT, MANAGER, "ListVMs")[0]
+        assert rows == [["b 1", "labelled", "", 0, path]]
+        assert busctl("call", ROOT, MANAGER, "GetVM", "s", "b 1") == [path]
+        owners = busctl("call", ROOT, MANAGER, "FindOwners", "s", str(disk))[0]
+        assert owners[0]["vm"] == {"type": "s", "data": "b 1"}
+        tree = run("busctl", "tree", "--list", NAME).split()
+        assert tree == ["/", "/org", ROOT, "/org/svirt1/vm", path]
+        shown = {
+            row[0]: row[1:]
+            for row in table(run("busctl", "--no-legend", "introspect", NAME, path, VM))
+        }
+        assert shown[".Release"] == ["method", "a{sv}", "-", "-"]
+        assert shown[".OpenChannel"] == ["method", "sa{sv}", "h", "-"]
+        assert shown[".Name"] == ["property", "s", '"b 1"', "const"]
+        assert shown[".State"] == ["property", "s", '"labelled"', "emits-change"]
+        for each in tree:
+            assert "org.freedesktop.DBus.Introspectable" in run("busctl", "introspect", NAME, each)
+        busctl_void("call", path, VM, "Release", "a{sv}", "0")
+        heard = [json.loads(line) for line in until(lines, '"VMRemoved"')]
+    signals = [message["member"] for message in heard if message["type"] == "signal"]
+    assert signals == [
+        "InterfacesAdded",
+        "VMAdded",
+        "PropertiesChanged",
+        "InterfacesRemoved",
+        "VMRemoved",
+    ]
+    assert label(disk) is None
+    assert busctl("call", ROOT, MANAGER, "ListVMs") == [[]]
+
+
+def busctl_void(verb: str, *arguments: str) -> None:
+    """A call without a result."""
+    run("busctl", verb, NAME, *arguments)
+
+
+def table(text: str) -> list[list[str]]:
+    return [shlex.split(line, posix=False) for line in text.splitlines()]
+
+
+def test_busctl_shows_every_member(daemon: Daemon, client: Client) -> None:
+    client.acquire("vm")
+    for path, interface in ((ROOT, MANAGER), ("/org/svirt1/vm/vm", VM)):
+        shown = {
+            row[0]
+            for row in table(run("busctl", "--no-legend", "introspect", NAME, path, interface))
+        }
+        parsed = contract.load()[interface]
+        assert shown == {
+            f".{name}" for name in (*parsed.methods, *parsed.signals, *parsed.properties)
+        }
+    client.release("vm")
+
+
+def test_gdbus(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.img")
+    with listening(["gdbus", "monitor", "--system", "--dest", NAME], "is owned by") as lines:
+        launched = gdbus(
+            ROOT, f"{MANAGER}.Launch", "'g'", str(SLEEP), f"[{{'path': <'{disk}'>}}]", "{}"
+        )
+        path = "/org/svirt1/vm/g"
+        assert launched == f"(objectpath '{path}', 'svirt-g.service')"
+        assert svirt_units() == ["svirt-g.service"]
+        get = "org.freedesktop.DBus.Properties.Get"
+        assert gdbus(path, get, VM, "State") == "(<'running'>,)"
+        assert gdbus(path, get, VM, "ImageContext") == f"(<'{label(disk)}'>,)"
+        rows = gdbus(ROOT, f"{MANAGER}.ListVMs")
+        assert rows == f"([('g', 'running', 'svirt-g.service', uint32 0, objectpath '{path}')],)"
+        where = ["--system", "--dest", NAME, "--object-path", "/"]
+        tree = run("gdbus", "introspect", *where, "--recurse")
+        for part in (
+            "node /org/svirt1 {",
+            f"node {path} {{",
+            f"interface {MANAGER} {{",
+            "h stream",
+        ):
+            assert part in tree, part
+        where[-1] = path
+        assert "readonly s State = 'running';" in run("gdbus", "introspect", *where)
+        assert gdbus(path, f"{VM}.Release", "{}") == "()"
+        heard = until(lines, ".VMRemoved")
+    words = [line.split()[1].rpartition(".")[2] for line in heard if line.startswith("/org/svirt1")]
+    assert words == [
+        "InterfacesAdded",
+        "VMAdded",
+        "PropertiesChanged",
+        "InterfacesRemoved",
+        "VMRemoved",
+    ]
+    assert f"{ROOT}: {MANAGER}.VMAdded ('g', objectpath '{path}')\n" in heard
+    assert label(disk) is None
+    wait_for("the end of the unit", lambda: not svirt_units())
+
+
+def test_introspection_of_every_object_is_the_contract(daemon: Daemon, client: Client) -> None:
+    client.acquire("vm")
+    paths = {
+        "/": "org",
+        "/org": "svirt1",
+        ROOT: "vm",
+        "/org/svirt1/vm": "vm",
+        "/org/svirt1/vm/vm": "",
+    }
+    for path, child in paths.items():
+        (text,) = client.call(
+            "Introspect", path=path, interface="org.freedesktop.DBus.Introspectable"
+        )
+        for interface in contract.interfaces_of(path):
+            assert contract.load()[interface].text in text
+        assert text.count("<interface ") == len(contract.interfaces_of(path))
+        assert text.count("<node name=") == (1 if child else 0)
+        assert not child or f'<node name="{child}"/>' in text
+        assert ElementTree.fromstring(text).tag == "node"
+    client.release("vm")
+
+
+@pytest.fixture
+def gio(daemon: Daemon, tmp_path: Path) -> dict[str, Any]:
+    """What the program that uses GLib has seen."""
+    script = Path(__file__).with_name("gio_story.py")
+    disk = image(tmp_path / "a.img")
+    told = json.loads(run("/usr/bin/python3", str(script), str(disk)))
+    assert label(disk) is None
+    return dict(told)
+
+
+def test_gio(gio: dict[str, Any], tmp_path: Path) -> None:
+    path = "/org/svirt1/vm/gio"
+    assert (gio["path"], gio["unit"]) == (path, "svirt-gio.service")
+    properties = gio["properties"]
+    assert set(properties) == set(contract.load()[VM].properties)
+    assert properties["State"] == "running"
+    assert gio["label"] == properties["ImageContext"]
+    assert properties["Resources"] == [
+        {
+            "path": str(tmp_path / "a.img"),
+            "access": "exclusive",
+            "context": gio["label"],
+            "original": "",
+        }
+    ]
+    assert "QMP" in gio["greeting"]
+    assert gio["list"] == [[["gio", "running", "svirt-gio.service", 0, path]]]
+    assert gio["by name"] == gio["by pid"] == [path]
+    assert set(gio["manager"]) == set(contract.load()[MANAGER].properties)
+    assert gio["events"] == [
+        ["object-added", path],
+        ["VMAdded", "gio", path],
+        ["changed", {"State": "releasing"}],
+        ["object-removed", path],
+        ["VMRemoved", "gio", path],
+    ]
+    assert gio["left"] == []
+    wait_for("the end of the unit", lambda: not svirt_units())
