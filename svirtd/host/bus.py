@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The D-Bus connection: the only user of dbus-next's transport.
+"""The D-Bus connection: calls with a deadline, signals of known senders, names and credentials.
 
-dbus-next 0.2.3 is used as a wire library (addresses, authentication, signatures, introspection).
-Its reader and writer are replaced, because a write that meets EAGAIN kills its connection, its
-reader makes several system calls for each message, and `call()` has no deadline.
+dbus-next is used as a wire library (addresses, authentication, signatures, introspection), behind
+this module and the three below it: transport, message and marshal.
 """
 
-import array
 import asyncio
 import os
 import re
-import socket
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from dbus_next.aio import MessageBus
-from dbus_next.constants import BusType, MessageFlag, MessageType
+from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.introspection import Node
 
 from svirtd.core.model import Caller
-from svirtd.host import codec
-from svirtd.host.codec import Message, Variant
+from svirtd.host.marshal import Variant
+from svirtd.host.message import Message
+from svirtd.host.transport import BusLost, Wire
 
 __all__ = [
     "BUS",
@@ -43,14 +39,6 @@ __all__ = [
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"
 
-# A peer gets its own messages dropped by the bus long before; if *we* cannot hand this much to the
-# bus, the bus has stopped reading and the connection is useless.
-_QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
-_READ_BYTES: Final = 64 * 1024
-# The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
-_READ_FDS: Final = 253
-_SEND_JOIN_BYTES: Final = 128 * 1024
-
 SignalHandler = Callable[[Message], None]
 
 
@@ -61,10 +49,6 @@ class BusError(Exception):
         super().__init__(f"{name}: {text}")
         self.name = name
         self.text = text
-
-
-class BusLost(Exception):
-    """The connection to the bus has ended."""
 
 
 def escape_path(label: str) -> str:
@@ -94,204 +78,6 @@ def unescape_path(element: str) -> str | None:
     return label if escape_path(label) == element else None
 
 
-class _Writer:
-    """Sends one message after the other from a bounded queue; survives EAGAIN."""
-
-    def __init__(self, bus: "_Wire") -> None:
-        self._bus = bus
-        self._queue: deque[tuple[bytes, tuple[int, ...]]] = deque()
-        self._queued_bytes = 0
-        self._offset = 0
-        self._flush_planned = False
-        self._waiting = False
-        self.idle = asyncio.Event()
-        self.idle.set()
-
-    # dbus-next's own code calls this name.
-    def schedule_write(self) -> None:
-        """Nothing waits for the greeting: we send only once it is over."""
-
-    def put(self, msg: Message) -> None:
-        data = codec.encode(msg)
-        fds = tuple(os.dup(fd) for fd in msg.unix_fds)
-        self._queue.append((data, fds))
-        self.idle.clear()
-        self._queued_bytes += len(data)
-        if self._queued_bytes > _QUEUE_MAX_BYTES:
-            self._bus.lose(BusLost(f"the bus has not read for {self._queued_bytes} bytes"))
-            return
-        if not self._flush_planned and not self._waiting:
-            self._flush_planned = True
-            self._bus.loop.call_soon(self._flush)
-
-    def close(self) -> None:
-        for _, fds in self._queue:
-            for fd in fds:
-                os.close(fd)
-        self._queue.clear()
-        self._queued_bytes = 0
-        self.idle.set()
-
-    def _flush(self) -> None:
-        self._flush_planned = False
-        if self._bus.lost:
-            self.close()
-            return
-        try:
-            while self._queue:
-                if not self._send_some():
-                    if not self._waiting:
-                        self._waiting = True
-                        self._bus.loop.add_writer(self._bus.fileno, self._flush)
-                    return
-        except OSError as error:
-            self._bus.lose(BusLost(f"writing to the bus: {error.strerror}"))
-            return
-        self.idle.set()
-        if self._waiting:
-            self._waiting = False
-            self._bus.loop.remove_writer(self._bus.fileno)
-
-    def _send_some(self) -> bool:
-        """Send as much as the socket takes of the first message(s); False on EAGAIN."""
-        data, fds = self._queue[0]
-        try:
-            if fds and self._offset == 0:
-                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                sent = self._bus.sock.sendmsg([data], rights)
-                for fd in fds:
-                    os.close(fd)
-                self._queue[0] = (data, ())
-            elif not self._offset and len(self._queue) > 1 and not self._queue[1][1]:
-                sent = self._bus.sock.send(self._join())
-            else:
-                sent = self._bus.sock.send(memoryview(data)[self._offset :])
-        except BlockingIOError:
-            return False
-        self._take(sent)
-        return True
-
-    def _join(self) -> bytes:
-        """Return the next messages that carry no descriptors as one block."""
-        parts, size = [], 0
-        for data, fds in self._queue:
-            if fds or size > _SEND_JOIN_BYTES:
-                break
-            parts.append(data)
-            size += len(data)
-        return b"".join(parts)
-
-    def _take(self, sent: int) -> None:
-        self._queued_bytes -= sent
-        sent += self._offset
-        while self._queue and sent >= len(self._queue[0][0]):
-            sent -= len(self._queue.popleft()[0])
-        self._offset = sent
-
-
-class _Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
-    """dbus-next's bus with our reader and writer, handing every message to one callback."""
-
-    def __init__(self, address: str | None) -> None:
-        if address is None:
-            super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        else:
-            super().__init__(bus_address=address, negotiate_unix_fd=True)
-        self.loop = asyncio.get_running_loop()
-        self.sock: socket.socket = self._sock
-        self.fileno: int = self._fd
-        self.lost: BusLost | None = None
-        self.closed: asyncio.Future[None] = self.loop.create_future()
-        self.receive: Callable[[Message], None] | None = None
-        self.errors = 0
-        self._writer = _Writer(self)
-        self._inbox = bytearray()
-        self._inbox_fds: deque[int] = deque()
-
-    def send(self, msg: Message) -> None:
-        if self.lost:
-            raise self.lost
-        if not msg.serial:
-            msg.serial = self.next_serial()
-        self._writer.put(msg)
-
-    async def drained(self) -> None:
-        if not self.lost:
-            await self._writer.idle.wait()
-
-    def lose(self, reason: BusLost) -> None:
-        if self.lost:
-            return
-        self.lost = reason
-        self.loop.remove_reader(self.fileno)
-        self.loop.remove_writer(self.fileno)
-        self._writer.close()
-        while self._inbox_fds:
-            os.close(self._inbox_fds.popleft())
-        self._stream.close()
-        self.sock.close()
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    def _message_reader(self) -> None:
-        try:
-            data, ancillary, *_ = self.sock.recvmsg(
-                _READ_BYTES, socket.CMSG_SPACE(_READ_FDS * 4), socket.MSG_CMSG_CLOEXEC
-            )
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.lose(BusLost(f"reading from the bus: {error.strerror}"))
-            return
-        for level, kind, rights in ancillary:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
-                fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
-                self._inbox_fds.extend(fds)
-        if not data:
-            self.lose(BusLost("the bus closed the connection"))
-            return
-        self._inbox += data
-        self._cut_messages()
-
-    def _cut_messages(self) -> None:
-        inbox, start = self._inbox, 0
-        while len(inbox) - start >= 16 and not self.lost:
-            try:
-                size = codec.size(inbox, start)
-            except ValueError as error:
-                self.lose(BusLost(f"the bus sent {error}"))
-                return
-            if len(inbox) - start < size:
-                break
-            raw = bytes(memoryview(inbox)[start : start + size])
-            start += size
-            self._one_message(raw)
-        if start:
-            del inbox[:start]
-
-    def _one_message(self, raw: bytes) -> None:
-        try:
-            msg, fds = codec.decode(raw)
-        except ValueError:
-            # One that cannot be read must not end the service. Whose descriptors came with it
-            # cannot be known any more; none of them is kept.
-            self.errors += 1
-            while self._inbox_fds:
-                os.close(self._inbox_fds.popleft())
-            return
-        # Descriptors arrive in order; the header says how many belong to this message.
-        if fds > len(self._inbox_fds):
-            self.lose(BusLost("a message announced more descriptors than it brought"))
-            return
-        msg.unix_fds = [self._inbox_fds.popleft() for _ in range(fds)]
-        handler = self._method_return_handlers.pop(msg.reply_serial, None)
-        if handler is not None:  # only dbus-next's own Hello
-            handler(msg, None)
-        elif self.receive is not None:
-            self.receive(msg)
-
-
 class Connection:
     """One connection to a message bus.
 
@@ -300,7 +86,7 @@ class Connection:
     handles are closed here.
     """
 
-    def __init__(self, wire: _Wire) -> None:
+    def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._method_handler: Callable[[Message], None] | None = None
@@ -318,7 +104,7 @@ class Connection:
         """
         wire = None
         try:
-            wire = _Wire(address)
+            wire = Wire(address)
             async with asyncio.timeout(timeout_s):
                 await wire.connect()
         except Exception as error:

@@ -49,7 +49,10 @@ def check_executable(path: str) -> None:
 def make_folder(kernel: Kernel, path: str, owner: Account, label: str) -> None:
     """Make the folder, owned by `owner` alone and labelled. Raises LabelRefused, Failed."""
     try:
-        os.makedirs(os.path.dirname(path), mode=0o711, exist_ok=True)
+        above = os.path.dirname(path)
+        os.makedirs(above, exist_ok=True)
+        # Whatever the umask: the VM's user passes through, and lists nothing.
+        os.chmod(above, 0o711)  # noqa: S103 -- passing through is what it is for
         os.mkdir(path, 0o700)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:

@@ -37,7 +37,7 @@ _MAY_USE: Final = {
 # Foreign library → its door: the modules that may import it.
 _DOORS: Final = {
     "selinux": r"host/kernel\.py",
-    "dbus_next": r"host/(bus|codec)\.py",
+    "dbus_next": r"host/(bus|transport|message|marshal)\.py",
     "sqlite3": r"book/\w+\.py",
     "sqlite_utils": r"book/\w+\.py",
     "systemd.journal": r"host/journal\.py",

@@ -6,7 +6,7 @@ class SandboxError(Exception):
     """The sandbox could not be built or removed. The text says which part, and what to do."""
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked
+class Interrupted(Exception):
     """SIGINT, SIGTERM or SIGHUP arrived while the sandbox was being built."""
 
     def __init__(self, signum: int) -> None:

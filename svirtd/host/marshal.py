@@ -1,52 +1,36 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""D-Bus messages to bytes and back, compiled once for each signature.
+"""D-Bus values to bytes and back, compiled once for each signature.
 
 dbus-next walks the signature for each value, checks it first and writes it then; with that, its
 marshalling is the ceiling of a service. The bytes are the same, and a test holds them against
-dbus-next's own. Messages come from a bus daemon, which has validated them; what is nonetheless
-broken raises ValueError here.
+dbus-next's own. What does not fit its signature raises ValueError, or what struct and the built-in
+types raise for it; host/message.py makes one error of these.
 """
 
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from dbus_next.constants import MessageFlag, MessageType
 from dbus_next.signature import SignatureTree
 
-# The specification's ceilings, in bytes.
-MESSAGE_MAX: Final = 128 * 1024 * 1024
+# The specification's ceiling, in bytes.
 _ARRAY_MAX: Final = 64 * 1024 * 1024
 # Signatures come from callers: what is kept of them is bounded.
 _SIGNATURES_KEPT: Final = 512
 
-_PAD: Final = tuple(bytes(n) for n in range(8))
-_U32: Final = struct.Struct("<I")
-_HEADER: Final = struct.Struct("<BBBBIII")
-_TYPES: Final = {kind.value: kind for kind in MessageType}
-_FLAGS: Final = tuple(MessageFlag(n) for n in range(8))
+PAD: Final = tuple(bytes(n) for n in range(8))
+U32: Final = struct.Struct("<I")
 _NUMBERS: Final = {
     "n": struct.Struct("<h"),
     "q": struct.Struct("<H"),
     "i": struct.Struct("<i"),
-    "u": _U32,
+    "u": U32,
     "x": struct.Struct("<q"),
     "t": struct.Struct("<Q"),
     "d": struct.Struct("<d"),
-    "h": _U32,
+    "h": U32,
 }
-# Header fields by code: attribute and type.
-_FIELDS: Final = {
-    1: ("path", "o"),
-    2: ("interface", "s"),
-    3: ("member", "s"),
-    4: ("error_name", "s"),
-    6: ("destination", "s"),
-    7: ("sender", "s"),
-}
-
 # Types by how they are aligned and written in arrays.
 _WIDE: Final = frozenset("xtd({")
 _BYTE: Final = frozenset("y")
@@ -63,107 +47,8 @@ class Variant(NamedTuple):
     value: Any
 
 
-@dataclass(slots=True)
-class Message:
-    """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it."""
-
-    message_type: MessageType = MessageType.METHOD_CALL
-    path: str = ""
-    interface: str = ""
-    member: str = ""
-    signature: str = ""
-    body: list[Any] = field(default_factory=list)
-    destination: str = ""
-    sender: str = ""
-    error_name: str = ""
-    reply_serial: int = 0
-    serial: int = 0
-    flags: MessageFlag = MessageFlag.NONE
-    unix_fds: list[int] = field(default_factory=list)
-
-
-def encode(msg: Message) -> bytes:
-    """Return the bytes of a message. Raises ValueError if its body does not fit its signature."""
-    body = bytearray()
-    if msg.signature:
-        try:
-            encoders = _body_encoders(msg.signature)
-            for write, value in zip(encoders, msg.body, strict=True):
-                write(body, value)
-        except (struct.error, AttributeError, TypeError, KeyError) as error:
-            raise ValueError(f"body does not fit signature {msg.signature!r}: {error}") from error
-    fields = bytearray()
-    for code, (name, kind) in _FIELDS.items():
-        text = getattr(msg, name)
-        if text:
-            fields += _PAD[-len(fields) & 7]
-            fields += _text_field(code, kind, text)
-    if msg.reply_serial:
-        fields += _PAD[-len(fields) & 7] + b"\x05\x01u\0" + _U32.pack(msg.reply_serial)
-    if msg.signature:
-        fields += _PAD[-len(fields) & 7] + b"\x08\x01g\0" + _signature(msg.signature)
-    if msg.unix_fds:
-        fields += _PAD[-len(fields) & 7] + b"\x09\x01u\0" + _U32.pack(len(msg.unix_fds))
-    kind_number, flags = msg.message_type.value, msg.flags.value
-    head = _HEADER.pack(ord("l"), kind_number, flags, 1, len(body), msg.serial, len(fields))
-    raw = b"".join((head, fields, _PAD[-len(fields) & 7], body))
-    if len(raw) > MESSAGE_MAX:
-        raise ValueError(f"message of {len(raw)} bytes; D-Bus allows {MESSAGE_MAX}")
-    return raw
-
-
-def size(raw: bytes | bytearray, start: int) -> int:
-    """Return the length of the message that begins at `start`, of which 16 bytes are there.
-
-    Raises ValueError if these are not the beginning of a message that we can read.
-    """
-    if raw[start] != ord("l"):
-        raise ValueError("a big-endian message; D-Bus on one host has the host's byte order")
-    _, _, _, version, body, _, fields = _HEADER.unpack_from(raw, start)
-    length = 16 + (fields + 7) // 8 * 8 + body
-    if version != 1 or length > MESSAGE_MAX:
-        raise ValueError(f"message of {length} bytes, protocol version {version}")
-    return int(length)
-
-
-def decode(raw: bytes) -> tuple[Message, int]:
-    """Return a message and how many descriptors belong to it. Raises ValueError."""
-    try:
-        return _decode(raw)
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ValueError(f"broken message: {error}") from error
-
-
-def _decode(raw: bytes) -> tuple[Message, int]:
-    _, kind, flags, _, _, serial, length = _HEADER.unpack_from(raw, 0)
-    msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
-    at, end, fds = 16, 16 + length, 0
-    while at < end:
-        at = (at + 7) & ~7
-        code = raw[at]
-        value, at = _read_variant(raw, at + 1)
-        if code in _FIELDS:
-            setattr(msg, _FIELDS[code][0], value.value)
-        elif code == 5:
-            msg.reply_serial = value.value
-        elif code == 8:
-            msg.signature = value.value
-        elif code == 9:
-            fds = value.value
-    at = (end + 7) & ~7
-    for read in _body_decoders(msg.signature):
-        value, at = read(raw, at)
-        msg.body.append(value)
-    return msg, fds
-
-
-@functools.lru_cache(_SIGNATURES_KEPT)
-def _text_field(code: int, kind: str, text: str) -> bytes:
-    raw = text.encode()
-    return bytes((code, 1, ord(kind), 0)) + _U32.pack(len(raw)) + raw + b"\0"
-
-
-def _signature(text: str) -> bytes:
+def signature_bytes(text: str) -> bytes:
+    """Return a signature as it stands in a message."""
     raw = text.encode("ascii")
     return bytes((len(raw),)) + raw + b"\0"
 
@@ -180,14 +65,15 @@ def _types(signature: str) -> Sequence[Any]:
 
 
 @functools.lru_cache(_SIGNATURES_KEPT)
-def _body_encoders(signature: str) -> tuple[Encoder, ...]:
+def encoders(signature: str) -> tuple[Encoder, ...]:
+    """Return what writes each value of a body of this signature. Raises ValueError."""
     return tuple(_encoder(one) for one in _types(signature))
 
 
 @functools.lru_cache(_SIGNATURES_KEPT)
 def _variant_encoder(signature: str) -> tuple[bytes, Encoder]:
     (one,) = _types(signature)
-    return _signature(signature), _encoder(one)
+    return signature_bytes(signature), _encoder(one)
 
 
 def _encoder(kind: Any) -> Encoder:
@@ -195,7 +81,7 @@ def _encoder(kind: Any) -> Encoder:
         case "s" | "o":
             return _write_text
         case "g":
-            return lambda out, value: out.extend(_signature(value))
+            return lambda out, value: out.extend(signature_bytes(value))
         case "v":
             return _write_variant
         case "y":
@@ -214,14 +100,14 @@ def _write_text(out: bytearray, value: str) -> None:
     raw = value.encode()
     if 0 in raw:
         raise ValueError("a text with NUL")
-    out += _PAD[-len(out) & 3]
-    out += _U32.pack(len(raw))
+    out += PAD[-len(out) & 3]
+    out += U32.pack(len(raw))
     out += raw
     out.append(0)
 
 
 def _write_boolean(out: bytearray, value: bool) -> None:
-    out += _PAD[-len(out) & 3]
+    out += PAD[-len(out) & 3]
     out += b"\1\0\0\0" if value else b"\0\0\0\0"
 
 
@@ -235,7 +121,7 @@ def _number_encoder(form: struct.Struct) -> Encoder:
     mask, pack = form.size - 1, form.pack
 
     def write(out: bytearray, value: float) -> None:
-        out += _PAD[-len(out) & mask]
+        out += PAD[-len(out) & mask]
         out += pack(value)
 
     return write
@@ -243,7 +129,7 @@ def _number_encoder(form: struct.Struct) -> Encoder:
 
 def _struct_encoder(parts: Sequence[Encoder]) -> Encoder:
     def write(out: bytearray, value: Sequence[Any]) -> None:
-        out += _PAD[-len(out) & 7]
+        out += PAD[-len(out) & 7]
         for part, one in zip(parts, value, strict=True):
             part(out, one)
 
@@ -258,23 +144,23 @@ def _array_encoder(kind: Any) -> Encoder:
     items: Callable[[Any], Any] = dict.items if kind.token in _PAIR else iter
 
     def write(out: bytearray, value: Any) -> None:
-        out += _PAD[-len(out) & 3]
+        out += PAD[-len(out) & 3]
         at = len(out)
         out += b"\0\0\0\0"
-        out += _PAD[-len(out) & mask]
+        out += PAD[-len(out) & mask]
         start = len(out)
         for item in items(value):
             one(out, item)
         if len(out) - start > _ARRAY_MAX:
             raise ValueError(f"array of {len(out) - start} bytes; D-Bus allows {_ARRAY_MAX}")
-        _U32.pack_into(out, at, len(out) - start)
+        U32.pack_into(out, at, len(out) - start)
 
     return write
 
 
 def _write_bytes(out: bytearray, value: bytes) -> None:
-    out += _PAD[-len(out) & 3]
-    out += _U32.pack(len(value))
+    out += PAD[-len(out) & 3]
+    out += U32.pack(len(value))
     out += value
 
 
@@ -282,7 +168,8 @@ def _write_bytes(out: bytearray, value: bytes) -> None:
 
 
 @functools.lru_cache(_SIGNATURES_KEPT)
-def _body_decoders(signature: str) -> tuple[Decoder, ...]:
+def decoders(signature: str) -> tuple[Decoder, ...]:
+    """Return what reads each value of a body of this signature. Raises ValueError."""
     return tuple(_decoder(one) for one in _types(signature))
 
 
@@ -300,7 +187,7 @@ def _decoder(kind: Any) -> Decoder:
         case "g":
             return _read_signature
         case "v":
-            return _read_variant
+            return read_variant
         case "y":
             return lambda raw, at: (raw[at], at + 1)
         case "b":
@@ -315,7 +202,7 @@ def _decoder(kind: Any) -> Decoder:
 
 def _read_text(raw: bytes, at: int) -> tuple[str, int]:
     at = (at + 3) & ~3
-    end = at + 4 + _U32.unpack_from(raw, at)[0]
+    end = at + 4 + U32.unpack_from(raw, at)[0]
     if end >= len(raw):
         raise ValueError("a text past the end of its message")
     return raw[at + 4 : end].decode(), end + 1
@@ -326,7 +213,8 @@ def _read_signature(raw: bytes, at: int) -> tuple[str, int]:
     return raw[at + 1 : end].decode("ascii"), end + 1
 
 
-def _read_variant(raw: bytes, at: int) -> tuple[Variant, int]:
+def read_variant(raw: bytes, at: int) -> tuple[Variant, int]:
+    """Return the variant at this place and where it ends."""
     end = at + 1 + raw[at]
     signature, read = _variant_decoder(raw[at + 1 : end])
     value, at = read(raw, end + 1)
@@ -335,7 +223,7 @@ def _read_variant(raw: bytes, at: int) -> tuple[Variant, int]:
 
 def _read_boolean(raw: bytes, at: int) -> tuple[bool, int]:
     at = (at + 3) & ~3
-    return _U32.unpack_from(raw, at)[0] != 0, at + 4
+    return U32.unpack_from(raw, at)[0] != 0, at + 4
 
 
 def _number_decoder(form: struct.Struct) -> Decoder:
@@ -365,7 +253,7 @@ def _array_decoder(kind: Any) -> Decoder:
 
     def bounds(raw: bytes, at: int) -> tuple[int, int]:
         at = (at + 3) & ~3
-        length = _U32.unpack_from(raw, at)[0]
+        length = U32.unpack_from(raw, at)[0]
         start = (at + 4 + mask) & ~mask
         if start + length > len(raw):
             raise ValueError("an array past the end of its message")

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""D-Bus messages to bytes and back.
+
+They come from a bus daemon, which has validated them; what is nonetheless broken raises ValueError.
+"""
+
+import functools
+import struct
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from dbus_next.constants import MessageFlag, MessageType
+
+from svirtd.host.marshal import PAD, U32, decoders, encoders, read_variant, signature_bytes
+
+# The specification's ceiling, in bytes.
+MESSAGE_MAX: Final = 128 * 1024 * 1024
+_FIELDS_KEPT: Final = 512
+
+_HEADER: Final = struct.Struct("<BBBBIII")
+_TYPES: Final = {kind.value: kind for kind in MessageType}
+_FLAGS: Final = tuple(MessageFlag(n) for n in range(8))
+# Header fields by code: attribute and type.
+_FIELDS: Final = {
+    1: ("path", "o"),
+    2: ("interface", "s"),
+    3: ("member", "s"),
+    4: ("error_name", "s"),
+    6: ("destination", "s"),
+    7: ("sender", "s"),
+}
+
+
+@dataclass(slots=True)
+class Message:
+    """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it."""
+
+    message_type: MessageType = MessageType.METHOD_CALL
+    path: str = ""
+    interface: str = ""
+    member: str = ""
+    signature: str = ""
+    body: list[Any] = field(default_factory=list)
+    destination: str = ""
+    sender: str = ""
+    error_name: str = ""
+    reply_serial: int = 0
+    serial: int = 0
+    flags: MessageFlag = MessageFlag.NONE
+    unix_fds: list[int] = field(default_factory=list)
+
+
+def encode(msg: Message) -> bytes:
+    """Return the bytes of a message. Raises ValueError if its body does not fit its signature."""
+    body = bytearray()
+    if msg.signature:
+        try:
+            for write, value in zip(encoders(msg.signature), msg.body, strict=True):
+                write(body, value)
+        except (struct.error, AttributeError, TypeError, KeyError) as error:
+            raise ValueError(f"body does not fit signature {msg.signature!r}: {error}") from error
+    fields = bytearray()
+    for code, (name, kind) in _FIELDS.items():
+        text = getattr(msg, name)
+        if text:
+            fields += PAD[-len(fields) & 7]
+            fields += _text_field(code, kind, text)
+    if msg.reply_serial:
+        fields += PAD[-len(fields) & 7] + b"\x05\x01u\0" + U32.pack(msg.reply_serial)
+    if msg.signature:
+        fields += PAD[-len(fields) & 7] + b"\x08\x01g\0" + signature_bytes(msg.signature)
+    if msg.unix_fds:
+        fields += PAD[-len(fields) & 7] + b"\x09\x01u\0" + U32.pack(len(msg.unix_fds))
+    kind_number, flags = msg.message_type.value, msg.flags.value
+    head = _HEADER.pack(ord("l"), kind_number, flags, 1, len(body), msg.serial, len(fields))
+    raw = b"".join((head, fields, PAD[-len(fields) & 7], body))
+    if len(raw) > MESSAGE_MAX:
+        raise ValueError(f"message of {len(raw)} bytes; D-Bus allows {MESSAGE_MAX}")
+    return raw
+
+
+def size(raw: bytes | bytearray, start: int) -> int:
+    """Return the length of the message that begins at `start`, of which 16 bytes are there.
+
+    Raises ValueError if these are not the beginning of a message that we can read.
+    """
+    if raw[start] != ord("l"):
+        raise ValueError("a big-endian message; D-Bus on one host has the host's byte order")
+    _, _, _, version, body, _, fields = _HEADER.unpack_from(raw, start)
+    length = 16 + (fields + 7) // 8 * 8 + body
+    if version != 1 or length > MESSAGE_MAX:
+        raise ValueError(f"message of {length} bytes, protocol version {version}")
+    return int(length)
+
+
+def decode(raw: bytes) -> tuple[Message, int]:
+    """Return a message and how many descriptors belong to it. Raises ValueError."""
+    try:
+        return _decode(raw)
+    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"broken message: {error}") from error
+
+
+def _decode(raw: bytes) -> tuple[Message, int]:
+    _, kind, flags, _, _, serial, length = _HEADER.unpack_from(raw, 0)
+    msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
+    at, end, fds = 16, 16 + length, 0
+    while at < end:
+        at = (at + 7) & ~7
+        code = raw[at]
+        value, at = read_variant(raw, at + 1)
+        if code in _FIELDS:
+            setattr(msg, _FIELDS[code][0], value.value)
+        elif code == 5:
+            msg.reply_serial = value.value
+        elif code == 8:
+            msg.signature = value.value
+        elif code == 9:
+            fds = value.value
+    at = (end + 7) & ~7
+    for read in decoders(msg.signature):
+        value, at = read(raw, at)
+        msg.body.append(value)
+    return msg, fds
+
+
+@functools.lru_cache(_FIELDS_KEPT)
+def _text_field(code: int, kind: str, text: str) -> bytes:
+    raw = text.encode()
+    return bytes((code, 1, ord(kind), 0)) + U32.pack(len(raw)) + raw + b"\0"
