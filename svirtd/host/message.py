@@ -18,6 +18,8 @@ MESSAGE_MAX: Final = 128 * 1024 * 1024
 _FIELDS_KEPT: Final = 512
 
 _HEADER: Final = struct.Struct("<BBBBIII")
+_SWAPPED: Final = struct.Struct(">BBBBIII")
+_LITTLE: Final = ord("l")
 _TYPES: Final = {kind.value: kind for kind in MessageType}
 _FLAGS: Final = tuple(MessageFlag(n) for n in range(8))
 # Header fields by code: attribute and type.
@@ -72,7 +74,7 @@ def encode(msg: Message) -> bytes:
     if msg.unix_fds:
         fields += PAD[-len(fields) & 7] + b"\x09\x01u\0" + U32.pack(len(msg.unix_fds))
     kind_number, flags = msg.message_type.value, msg.flags.value
-    head = _HEADER.pack(ord("l"), kind_number, flags, 1, len(body), msg.serial, len(fields))
+    head = _HEADER.pack(_LITTLE, kind_number, flags, 1, len(body), msg.serial, len(fields))
     raw = b"".join((head, fields, PAD[-len(fields) & 7], body))
     if len(raw) > MESSAGE_MAX:
         raise ValueError(f"message of {len(raw)} bytes; D-Bus allows {MESSAGE_MAX}")
@@ -82,11 +84,12 @@ def encode(msg: Message) -> bytes:
 def size(raw: bytes | bytearray, start: int) -> int:
     """Return the length of the message that begins at `start`, of which 16 bytes are there.
 
-    Raises ValueError if these are not the beginning of a message that we can read.
+    Raises ValueError if these are not the beginning of a message.
     """
-    if raw[start] != ord("l"):
-        raise ValueError("a big-endian message; D-Bus on one host has the host's byte order")
-    _, _, _, version, body, _, fields = _HEADER.unpack_from(raw, start)
+    # The bus passes a sender's byte order on: a message that decode() will not read must still be
+    # stepped over, or any user could end the service with one.
+    header = _HEADER if raw[start] == _LITTLE else _SWAPPED
+    _, _, _, version, body, _, fields = header.unpack_from(raw, start)
     length = 16 + (fields + 7) // 8 * 8 + body
     if version != 1 or length > MESSAGE_MAX:
         raise ValueError(f"message of {length} bytes, protocol version {version}")
@@ -95,6 +98,8 @@ def size(raw: bytes | bytearray, start: int) -> int:
 
 def decode(raw: bytes) -> tuple[Message, int]:
     """Return a message and how many descriptors belong to it. Raises ValueError."""
+    if raw[0] != _LITTLE:
+        raise ValueError("a big-endian message; D-Bus on one host has the host's byte order")
     try:
         return _decode(raw)
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
