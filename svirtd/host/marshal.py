@@ -167,63 +167,112 @@ def _write_bytes(out: bytearray, value: bytes) -> None:
 # -- reading ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(_SIGNATURES_KEPT)
-def decoders(signature: str) -> tuple[Decoder, ...]:
-    """Return what reads each value of a body of this signature. Raises ValueError."""
-    return tuple(_decoder(one) for one in _types(signature))
+class Reading:
+    """What reads values in one byte order: every sender chooses its own."""
+
+    def __init__(self, order: str) -> None:
+        self.u32 = struct.Struct(order + "I")
+        self._numbers = {
+            kind: struct.Struct(order + form.format[1:]) for kind, form in _NUMBERS.items()
+        }
+        self.decoders = functools.lru_cache(_SIGNATURES_KEPT)(self._body)
+        self._variant = functools.lru_cache(_SIGNATURES_KEPT)(self._variant_body)
+
+    def _body(self, signature: str) -> tuple[Decoder, ...]:
+        """Return what reads each value of a body of this signature. Raises ValueError."""
+        return tuple(self._decoder(one) for one in _types(signature))
+
+    def _variant_body(self, raw: bytes) -> tuple[str, Decoder]:
+        signature = raw.decode("ascii")
+        (one,) = _types(signature)
+        return signature, self._decoder(one)
+
+    def _decoder(self, kind: Any) -> Decoder:
+        match kind.token:
+            case "s" | "o":
+                return self._text
+            case "g":
+                return _read_signature
+            case "v":
+                return self.variant
+            case "y":
+                return lambda raw, at: (raw[at], at + 1)
+            case "b":
+                return self._boolean
+            case "a":
+                return self._array(kind.children[0])
+            case "(":
+                return _struct_decoder([self._decoder(child) for child in kind.children])
+            case number:
+                return _number_decoder(self._numbers[number])
+
+    def _text(self, raw: bytes, at: int) -> tuple[str, int]:
+        at = (at + 3) & ~3
+        end = at + 4 + self.u32.unpack_from(raw, at)[0]
+        if end >= len(raw):
+            raise ValueError("a text past the end of its message")
+        return raw[at + 4 : end].decode(), end + 1
+
+    def variant(self, raw: bytes, at: int) -> tuple[Variant, int]:
+        """Return the variant at this place and where it ends."""
+        end = at + 1 + raw[at]
+        signature, read = self._variant(raw[at + 1 : end])
+        value, at = read(raw, end + 1)
+        return Variant(signature, value), at
+
+    def _boolean(self, raw: bytes, at: int) -> tuple[bool, int]:
+        at = (at + 3) & ~3
+        return self.u32.unpack_from(raw, at)[0] != 0, at + 4
+
+    def _array(self, kind: Any) -> Decoder:
+        mask = 7 if kind.token in _WIDE else 0
+
+        def bounds(raw: bytes, at: int) -> tuple[int, int]:
+            at = (at + 3) & ~3
+            length = self.u32.unpack_from(raw, at)[0]
+            start = (at + 4 + mask) & ~mask
+            if start + length > len(raw):
+                raise ValueError("an array past the end of its message")
+            return start, start + length
+
+        if kind.token in _BYTE:
+
+            def read_bytes(raw: bytes, at: int) -> tuple[bytes, int]:
+                start, end = bounds(raw, at)
+                return raw[start:end], end
+
+            return read_bytes
+        if kind.token in _PAIR:
+            read_key, read_value = (self._decoder(child) for child in kind.children)
+
+            def read_map(raw: bytes, at: int) -> tuple[dict[Any, Any], int]:
+                at, end = bounds(raw, at)
+                values = {}
+                while at < end:
+                    key, at = read_key(raw, (at + 7) & ~7)
+                    values[key], at = read_value(raw, at)
+                return values, at
+
+            return read_map
+        read_one = self._decoder(kind)
+
+        def read_list(raw: bytes, at: int) -> tuple[list[Any], int]:
+            at, end = bounds(raw, at)
+            values = []
+            while at < end:
+                value, at = read_one(raw, at)
+                values.append(value)
+            return values, at
+
+        return read_list
 
 
-@functools.lru_cache(_SIGNATURES_KEPT)
-def _variant_decoder(raw: bytes) -> tuple[str, Decoder]:
-    signature = raw.decode("ascii")
-    (one,) = _types(signature)
-    return signature, _decoder(one)
-
-
-def _decoder(kind: Any) -> Decoder:
-    match kind.token:
-        case "s" | "o":
-            return _read_text
-        case "g":
-            return _read_signature
-        case "v":
-            return read_variant
-        case "y":
-            return lambda raw, at: (raw[at], at + 1)
-        case "b":
-            return _read_boolean
-        case "a":
-            return _array_decoder(kind.children[0])
-        case "(":
-            return _struct_decoder([_decoder(child) for child in kind.children])
-        case number:
-            return _number_decoder(_NUMBERS[number])
-
-
-def _read_text(raw: bytes, at: int) -> tuple[str, int]:
-    at = (at + 3) & ~3
-    end = at + 4 + U32.unpack_from(raw, at)[0]
-    if end >= len(raw):
-        raise ValueError("a text past the end of its message")
-    return raw[at + 4 : end].decode(), end + 1
+READING: Final = {ord("l"): Reading("<"), ord("B"): Reading(">")}
 
 
 def _read_signature(raw: bytes, at: int) -> tuple[str, int]:
     end = at + 1 + raw[at]
     return raw[at + 1 : end].decode("ascii"), end + 1
-
-
-def read_variant(raw: bytes, at: int) -> tuple[Variant, int]:
-    """Return the variant at this place and where it ends."""
-    end = at + 1 + raw[at]
-    signature, read = _variant_decoder(raw[at + 1 : end])
-    value, at = read(raw, end + 1)
-    return Variant(signature, value), at
-
-
-def _read_boolean(raw: bytes, at: int) -> tuple[bool, int]:
-    at = (at + 3) & ~3
-    return U32.unpack_from(raw, at)[0] != 0, at + 4
 
 
 def _number_decoder(form: struct.Struct) -> Decoder:
@@ -246,46 +295,3 @@ def _struct_decoder(parts: Sequence[Decoder]) -> Decoder:
         return values, at
 
     return read
-
-
-def _array_decoder(kind: Any) -> Decoder:
-    mask = 7 if kind.token in _WIDE else 0
-
-    def bounds(raw: bytes, at: int) -> tuple[int, int]:
-        at = (at + 3) & ~3
-        length = U32.unpack_from(raw, at)[0]
-        start = (at + 4 + mask) & ~mask
-        if start + length > len(raw):
-            raise ValueError("an array past the end of its message")
-        return start, start + length
-
-    if kind.token in _BYTE:
-
-        def read_bytes(raw: bytes, at: int) -> tuple[bytes, int]:
-            start, end = bounds(raw, at)
-            return raw[start:end], end
-
-        return read_bytes
-    if kind.token in _PAIR:
-        read_key, read_value = (_decoder(child) for child in kind.children)
-
-        def read_map(raw: bytes, at: int) -> tuple[dict[Any, Any], int]:
-            at, end = bounds(raw, at)
-            values = {}
-            while at < end:
-                key, at = read_key(raw, (at + 7) & ~7)
-                values[key], at = read_value(raw, at)
-            return values, at
-
-        return read_map
-    read_one = _decoder(kind)
-
-    def read_list(raw: bytes, at: int) -> tuple[list[Any], int]:
-        at, end = bounds(raw, at)
-        values = []
-        while at < end:
-            value, at = read_one(raw, at)
-            values.append(value)
-        return values, at
-
-    return read_list

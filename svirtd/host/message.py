@@ -11,13 +11,14 @@ from typing import Any, Final
 
 from dbus_next.constants import MessageFlag, MessageType
 
-from svirtd.host.marshal import PAD, U32, decoders, encoders, read_variant, signature_bytes
+from svirtd.host.marshal import PAD, READING, U32, encoders, signature_bytes
 
 # The specification's ceiling, in bytes.
 MESSAGE_MAX: Final = 128 * 1024 * 1024
 _FIELDS_KEPT: Final = 512
 
 _HEADER: Final = struct.Struct("<BBBBIII")
+_HEADERS: Final = {ord("l"): _HEADER, ord("B"): struct.Struct(">BBBBIII")}
 _SWAPPED: Final = struct.Struct(">BBBBIII")
 _LITTLE: Final = ord("l")
 _TYPES: Final = {kind.value: kind for kind in MessageType}
@@ -86,9 +87,9 @@ def size(raw: bytes | bytearray, start: int) -> int:
 
     Raises ValueError if these are not the beginning of a message.
     """
-    # The bus passes a sender's byte order on: a message that decode() will not read must still be
-    # stepped over, or any user could end the service with one.
-    header = _HEADER if raw[start] == _LITTLE else _SWAPPED
+    header = _HEADERS.get(raw[start])
+    if header is None:
+        raise ValueError(f"no message: byte order {raw[start]:#x}")
     _, _, _, version, body, _, fields = header.unpack_from(raw, start)
     length = 16 + (fields + 7) // 8 * 8 + body
     if version != 1 or length > MESSAGE_MAX:
@@ -98,22 +99,21 @@ def size(raw: bytes | bytearray, start: int) -> int:
 
 def decode(raw: bytes) -> tuple[Message, int]:
     """Return a message and how many descriptors belong to it. Raises ValueError."""
-    if raw[0] != _LITTLE:
-        raise ValueError("a big-endian message; D-Bus on one host has the host's byte order")
     try:
         return _decode(raw)
-    except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
+    except (struct.error, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"broken message: {error}") from error
 
 
 def _decode(raw: bytes) -> tuple[Message, int]:
-    _, kind, flags, _, _, serial, length = _HEADER.unpack_from(raw, 0)
+    reading = READING[raw[0]]
+    _, kind, flags, _, _, serial, length = _HEADERS[raw[0]].unpack_from(raw, 0)
     msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
     at, end, fds = 16, 16 + length, 0
     while at < end:
         at = (at + 7) & ~7
         code = raw[at]
-        value, at = read_variant(raw, at + 1)
+        value, at = reading.variant(raw, at + 1)
         if code in _FIELDS:
             setattr(msg, _FIELDS[code][0], value.value)
         elif code == 5:
@@ -123,7 +123,7 @@ def _decode(raw: bytes) -> tuple[Message, int]:
         elif code == 9:
             fds = value.value
     at = (end + 7) & ~7
-    for read in decoders(msg.signature):
+    for read in reading.decoders(msg.signature):
         value, at = read(raw, at)
         msg.body.append(value)
     return msg, fds

@@ -121,7 +121,6 @@ def test_an_acquire_whose_every_label_stands_is_finished(
     own_daemon.kill()
     with sqlite3.connect(own_daemon.book) as book:
         step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
-        book.execute("UPDATE vm SET state = 'reserved'")
         book.execute(
             "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
             " VALUES ('acquire', ?, 1, 0, ?, 0)",
