@@ -55,6 +55,7 @@ class RawConnection:
     """A connection that sends bytes as they are: no library checks them first."""
 
     def __init__(self, address: str) -> None:
+        self._answers: dict[int, tuple[int, bytes]] = {}
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(DEADLINE_S)
         self.sock.connect(address.removeprefix("unix:path=").partition(",")[0])
@@ -91,10 +92,10 @@ class RawConnection:
 
     def reply(self, serial: int) -> tuple[int, bytes]:
         """The type (2 answer, 3 error) and the bytes of the message that answers `serial`."""
-        while True:
+        while serial not in self._answers:
             kind, answers, raw = self._message()
-            if answers == serial:
-                return kind, raw
+            self._answers[answers] = kind, raw
+        return self._answers.pop(serial)
 
     def answered_until(self, serial: int) -> list[int]:
         """The serials that are answered, up to and with this one, in the order of the answers."""
@@ -109,8 +110,7 @@ class RawConnection:
         order = "<" if head[:1] == b"l" else ">"
         body, _, fields = struct.unpack(order + "III", head[4:])
         rest = self._exactly((fields + 7) // 8 * 8 + body)
-        # REPLY_SERIAL: code 5, signature "u".
-        at = rest[:fields].find(b"\x05\x01u\0")
+        at = rest[:fields].find(b"\x05\x01u\0")  # REPLY_SERIAL
         answers = struct.unpack_from(order + "I", rest, at + 4)[0] if at >= 0 else 0
         return head[1], answers, head + rest
 

@@ -4,6 +4,7 @@
 import array
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -267,14 +268,15 @@ def test_broken_messages_end_their_sender_only(
 def test_odd_messages_that_are_right(client: Client, sandbox: Sandbox, vm: str) -> None:
     raw = RawConnection(sandbox.bus_address)
     try:
-        # Big-endian, which is not served but must end nobody; flags that nobody knows.
+        # Big-endian, and flags that nobody knows.
         raw.sock.sendall(
             method_call(2, NAME, ROOT, MANAGER, "GetVM", "s", text_argument(b"vm", ">"), order=">")
             + method_call(3, NAME, ROOT, MANAGER, "GetVM", "s", NAME_BODY, flags=0xF8)
         )
-        kind, answer = raw.reply(3)
-        assert kind == 2, answer
-        assert b"/org/svirt1/vm/vm" in answer
+        for serial in (2, 3):
+            kind, answer = raw.reply(serial)
+            assert kind == 2, answer
+            assert b"/org/svirt1/vm/vm" in answer
     finally:
         raw.close()
 
@@ -300,6 +302,60 @@ def test_messages_that_are_ignored_hold_up_nobody(
             assert raw.reply(5)[0] == 2
     finally:
         raw.close()
+
+
+def test_descriptors_stay_with_their_message(
+    client: Client, sandbox: Sandbox, vm: str, tmp_path: Path
+) -> None:
+    """Calls in both byte orders, with and without descriptors, one right behind the other."""
+    raw = RawConnection(sandbox.bus_address)
+    disk = image(tmp_path / "b.img")
+    by_fd = _one_resource_by_fd(b"odd")
+    ours = b"\x09\x01u\0" + struct.pack("<I", 1)
+    theirs = b"\x09\x01u\0" + struct.pack(">I", 2)
+    name = text_argument(b"vm", ">")
+    try:
+        with open(disk, "rb") as file, open("/dev/null") as null, nothing_changes(client, tmp_path):
+            for serial in range(10, 70, 3):
+                swapped = method_call(serial, NAME, ROOT, MANAGER, "GetVM", "s", name, order=">")
+                with_two = method_call(
+                    serial + 1, NAME, ROOT, MANAGER, "ListVMs", order=">", extra=theirs
+                )
+                acquire = method_call(
+                    serial + 2, NAME, ROOT, MANAGER, "Plan", "saa{sv}a{sv}", by_fd, extra=ours
+                )
+                raw.sock.sendall(swapped)
+                _send_fds(raw.sock, with_two, [null.fileno()] * 2)
+                _send_fds(raw.sock, acquire, [file.fileno()])
+            for serial in range(10, 70, 3):
+                assert raw.reply(serial)[0] == 2
+                assert raw.reply(serial + 1)[0] == 2
+                # It was this descriptor that came with it: of a file, and for reading only.
+                kind, answer = raw.reply(serial + 2)
+                assert kind == 3
+                assert b"the passed descriptor is not open for reading and writing" in answer
+    finally:
+        raw.close()
+
+
+def _one_resource_by_fd(name: bytes) -> bytes:
+    """The body (name, [{"fd": handle 0}], {}) of Acquire, little-endian."""
+    body = text_argument(name)
+    body += b"\0" * (-len(body) % 4)
+    entry = text_argument(b"fd") + b"\x01h\0"
+    entry += b"\0" * (-len(entry) % 4) + struct.pack("<I", 0)
+    # Length of the outer array, of the dictionary in it, and the dictionary at 8 bytes.
+    start = len(body)
+    pad = b"\0" * (-(start + 8) % 8)
+    body += struct.pack("<II", 4 + len(pad) + len(entry), len(entry)) + pad + entry
+    body += b"\0" * (-len(body) % 4)
+    body += struct.pack("<I", 0)
+    return body + b"\0" * (-len(body) % 8)
+
+
+def _send_fds(sock: socket.socket, data: bytes, fds: list[int]) -> None:
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+    assert sock.sendmsg([data], rights) == len(data)
 
 
 def test_an_unknown_header_field_is_ignored(client: Client, sandbox: Sandbox, vm: str) -> None:
