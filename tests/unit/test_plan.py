@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The plan: invariants of the label algebra over random requests and books, and every refusal."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from svirtd.core import goals
+from svirtd.core.goals import Goal
+from svirtd.core.mcs import parse_context
+from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot
+from svirtd.core.plan import Plan, Rules, plan
+from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused
+
+untimed = settings(deadline=None)
+CONTEXTS = Contexts(
+    parse_context("system_u:system_r:svirt_t:s0"),
+    parse_context("system_u:object_r:svirt_image_t:s0"),
+    parse_context("system_u:object_r:virt_content_t:s0"),
+)
+RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}))
+PAIR = frozenset({17, 402})
+GOOD = "system_u:object_r:virt_image_t:s0"
+
+
+def one(**changes: object) -> Seen:
+    """A file that may be labelled, with changes."""
+    seen = Seen("/a.img", Access.EXCLUSIVE, "/a.img", Identity(1, 2), Kind.FILE, 1, False, GOOD)
+    return replace(seen, **changes)  # type: ignore[arg-type]
+
+
+def hold(seen: Seen, access: Access, label: str, vm_id: str = "other") -> Hold:
+    return Hold(vm_id, vm_id, seen.identity, "/held.img", access, label, None)
+
+
+def decide(
+    seen: Sequence[Seen],
+    holds: Sequence[Hold] = (),
+    goal: Goal = goals.ISOLATED,
+    pair: frozenset[int] = PAIR,
+) -> Plan:
+    book: dict[Identity, list[Hold]] = {}
+    for held in holds:
+        book.setdefault(held.identity, []).append(held)
+    return plan("me", seen, Snapshot(book), CONTEXTS, pair, goal, RULES)
+
+
+def refusal(seen: Seen, *holds: Hold, goal: Goal = goals.ISOLATED) -> Exception:
+    (decision,) = decide([seen], holds, goal).decisions
+    assert decision.step is None
+    assert decision.refusal is not None
+    return decision.refusal
+
+
+identities = st.builds(Identity, st.integers(1, 2), st.integers(1, 6))
+accesses = st.sampled_from(Access)
+pairs = st.frozensets(st.integers(0, 9), min_size=2, max_size=2)
+labels = st.sampled_from(
+    [None, GOOD, "u:object_r:user_home_t:s0", "u:object_r:shadow_t:s0", "nonsense", "a:b:c"]
+)
+sights = st.builds(
+    Seen,
+    named=st.just("/named"),
+    access=accesses,
+    path=st.just("/path"),
+    identity=identities,
+    kind=st.sampled_from(Kind),
+    links=st.integers(0, 2),
+    setid=st.booleans(),
+    label=labels,
+)
+
+
+@st.composite
+def situations(draw: st.DrawFn) -> tuple[list[Seen], list[Hold], frozenset[int]]:
+    """A request, and a book that an earlier plan could have written."""
+    mine = draw(pairs)
+    seen = draw(st.lists(sights, max_size=5, unique_by=lambda s: s.identity))
+    book: list[Hold] = []
+    for sight in seen:
+        if not draw(st.booleans()):
+            continue
+        access = draw(accesses)
+        theirs = draw(pairs.filter(lambda pair: pair != mine))
+        label = str(goals.resource_context(CONTEXTS, access, theirs))
+        owners = ["v1", "v2"] if access is Access.PUBLIC and draw(st.booleans()) else ["v1"]
+        book += [hold(sight, access, label, owner) for owner in owners]
+        if draw(st.booleans()):
+            seen[seen.index(sight)] = replace(sight, label=label)
+    return seen, book, mine
+
+
+@untimed
+@given(situations())
+def test_invariants_over_random_requests_and_books(
+    situation: tuple[list[Seen], list[Hold], frozenset[int]],
+) -> None:
+    seen, book, mine = situation
+    decided = decide(seen, book, pair=mine)
+    assert [d.seen for d in decided.decisions] == seen
+    process = goals.process_context(CONTEXTS, mine)
+    for d in decided.decisions:
+        holds = [h for h in book if h.identity == d.seen.identity]
+        target = parse_context(d.target)
+        # What is given to a VM is within its process's set, and private unless it is public.
+        assert target.categories == (frozenset() if d.seen.access is Access.PUBLIC else mine)
+        assert target.categories <= process.categories
+        if d.refusal is not None:
+            assert d.step is None
+            continue
+        if holds:
+            # Invariants 2 and 5: only what everybody may read is shared, and as it is.
+            assert d.seen.access is Access.PUBLIC
+            assert all(h.access is Access.PUBLIC for h in holds)
+            assert d.step is None
+            assert d.seen.label == holds[0].label == d.target
+            assert d.original == holds[0].original
+        else:
+            assert d.step is not None
+            assert (d.step.identity, d.step.path) == (d.seen.identity, d.seen.path)
+            assert (d.step.old, d.step.new) == (d.seen.label, d.target)
+            assert d.original == d.seen.label
+            assert d.seen.kind in (Kind.FILE, Kind.BLOCK)
+            assert not d.seen.setid
+            assert d.seen.links == 1 or (d.seen.kind is Kind.BLOCK and d.seen.links)
+            assert d.seen.label in (None, GOOD, "u:object_r:user_home_t:s0")
+    refusals = [d.refusal for d in decided.decisions if d.refusal is not None]
+    if refusals:
+        with pytest.raises(type(refusals[0])) as raised:
+            decided.refuse()
+        assert raised.value is refusals[0]
+    else:
+        decided.refuse()
+        assert len(decided.steps) == len([d for d in decided.decisions if d.step])
+
+
+@untimed
+@given(accesses, accesses, pairs, pairs)
+def test_two_plans_never_share_what_is_not_public(
+    first: Access, second: Access, mine: frozenset[int], theirs: frozenset[int]
+) -> None:
+    """Invariant 2 from one plan to the next: what the first wrote, the second meets."""
+    (step,) = decide([one(access=first)], pair=theirs).steps
+    held = hold(one(), first, str(step.new))
+    again = decide([one(access=second, label=step.new)], [held], pair=mine).decisions[0]
+    assert (again.refusal is None) == (first is second is Access.PUBLIC)
+
+
+@untimed
+@given(st.lists(sights, min_size=1, max_size=4, unique_by=lambda s: s.identity), accesses)
+def test_one_object_twice_is_refused_as_a_whole(seen: list[Seen], access: Access) -> None:
+    again = replace(seen[0], named="/other", access=access)
+    with pytest.raises(InvalidArgs, match="/other and /named are the same file"):
+        decide([*seen, again])
+
+
+REFUSALS: list[tuple[str, dict[str, object], str]] = [
+    ("directory", {"kind": Kind.DIRECTORY}, "is a directory"),
+    ("character device", {"kind": Kind.CHARACTER}, "is a character device; only"),
+    ("fifo", {"kind": Kind.FIFO}, "is a fifo; only"),
+    ("socket", {"kind": Kind.SOCKET}, "is a socket; only"),
+    ("link", {"kind": Kind.LINK}, "is a symbolic link; only"),
+    ("other", {"kind": Kind.OTHER}, "is a"),
+    ("links", {"links": 2}, "has 2 hard links"),
+    ("deleted", {"links": 0}, "is deleted"),
+    ("setid", {"setid": True}, "is a setuid or setgid file"),
+    ("host type", {"label": "u:object_r:shadow_t:s0"}, "type shadow_t, which is not in"),
+    ("other VM's", {"label": "u:object_r:svirt_image_t:s0:c1,c2"}, "type svirt_image_t"),
+    ("no context", {"label": "virt_image_t"}, "'virt_image_t', which is not a context"),
+    ("no range", {"label": "u:object_r:virt_image_t"}, "which is not a context"),
+    ("long", {"label": "a" * 4000}, "which is not a context"),
+]
+
+
+@pytest.mark.parametrize("access", Access)
+@pytest.mark.parametrize(
+    ("changes", "text"), [c[1:] for c in REFUSALS], ids=[c[0] for c in REFUSALS]
+)
+def test_refusals(changes: dict[str, object], text: str, access: Access) -> None:
+    refused = refusal(one(access=access, **changes))
+    assert isinstance(refused, ResourceRefused)
+    assert text in str(refused)
+    assert str(refused).startswith("/a.img ")
+    assert len(str(refused)) < 1000
+
+
+def test_no_label_counts_as_unlabelled() -> None:
+    assert decide([one(label=None)]).steps
+    narrow = Rules(frozenset({"virt_image_t"}))
+    decided = plan("me", [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow)
+    assert "unlabeled_t" in str(decided.decisions[0].refusal)
+
+
+def test_a_right_label_by_chance_is_a_step_too() -> None:
+    label = f"{CONTEXTS.image}:c17,c402"
+    rules = Rules(frozenset({"svirt_image_t"}))
+    decided = plan("me", [one(label=label)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
+    assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
+
+
+def test_a_block_device_may_have_many_names() -> None:
+    assert decide([one(kind=Kind.BLOCK, links=3)]).steps
+
+
+def test_a_holder_is_named_before_what_is_wrong_with_the_object() -> None:
+    held = hold(one(), Access.EXCLUSIVE, "u:object_r:svirt_image_t:s0:c1,c2")
+    refused = refusal(one(links=3, label=held.label), held)
+    assert isinstance(refused, ResourceBusy)
+    assert "held by VM 'other' with access 'exclusive' (as /held.img)" in str(refused)
+
+
+@pytest.mark.parametrize("access", Access)
+def test_a_vms_own_hold_is_in_the_way_too(access: Access) -> None:
+    held = hold(one(), Access.PUBLIC, str(CONTEXTS.content), "me")
+    refused = refusal(one(access=access, label=held.label), held)
+    assert isinstance(refused, ResourceBusy)
+    assert "held by VM 'me' already" in str(refused)
+
+
+def test_a_shared_object_that_somebody_changed_is_refused() -> None:
+    held = hold(one(), Access.PUBLIC, str(CONTEXTS.content))
+    refused = refusal(one(access=Access.PUBLIC, label="u:object_r:etc_t:s0"), held)
+    assert isinstance(refused, ResourceRefused)
+    assert "somebody changed it" in str(refused)
+
+
+def test_a_goal_can_forbid_an_access() -> None:
+    looking = Goal("looking", frozenset({Access.READONLY}))
+    refused = refusal(one(), goal=looking)
+    assert isinstance(refused, ResourceRefused)
+    assert "goal 'looking' does not allow access 'exclusive'" in str(refused)
+    assert decide([one(access=Access.READONLY)], goal=looking).steps
