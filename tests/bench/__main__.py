@@ -51,7 +51,7 @@ def main() -> int:
     parser.add_argument(
         "--folder",
         type=Path,
-        default=REPO / ".cache",
+        default=REPO / "build",
         help="where books and disk images go: a file system that keeps labels, on a disk "
         "(default: %(default)s)",
     )

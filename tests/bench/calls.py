@@ -13,6 +13,7 @@ SEQUENTIAL_ROWS = (
     "floor.echo.p99",
     "floor.sync.p50",
     "floor.sync.p99",
+    "ping.p50",
     "acquire.p50",
     "acquire.p99",
     "release.p50",
@@ -20,6 +21,7 @@ SEQUENTIAL_ROWS = (
 )
 PARALLEL_ROWS = (
     "floor.echo.rate",
+    "ping.rate",
     "acquire.rate.single",
     "acquire.rate",
     "acquire.rate.grouped",
@@ -31,7 +33,7 @@ IN_FLIGHT = 64
 async def sequential(setting: Setting) -> list[Row]:
     """Measure calls that each wait for the one before."""
     caller, times = setting.caller, setting.amount(400, 100)
-    sync, echo, acquire, release = Rounds(), Rounds(), Rounds(), Rounds()
+    sync, echo, ping, acquire, release = (Rounds() for _ in range(5))
     disk = SyncFloor(setting.folder)
     try:
         async with serving(caller, make_daemon(setting.folder / "sequential")):
@@ -42,6 +44,7 @@ async def sequential(setting: Setting) -> list[Row]:
                 names = setting.names(times)
                 sync.add(disk.run(times))
                 echo.add(await one_by_one([partial(caller.echo, name) for name in names]))
+                ping.add(await one_by_one([partial(caller.ping, name) for name in names]))
                 acquire.add(await one_by_one([partial(caller.acquire, name) for name in names]))
                 release.add(await one_by_one([partial(caller.release, name) for name in names]))
     finally:
@@ -52,6 +55,13 @@ async def sequential(setting: Setting) -> list[Row]:
         Row("floor.echo.p99", "as above, slowest 1 %", echo.p99, "µs"),
         Row("floor.sync.p50", "4 KiB pwrite + fdatasync, the book's disk", sync.p50, "µs"),
         Row("floor.sync.p99", "as above, slowest 1 %", sync.p99, "µs"),
+        Row(
+            "ping.p50",
+            "svirtd answers and does nothing else; floor: echo",
+            ping.p50,
+            "µs",
+            echo.p50,
+        ),
         Row(
             "acquire.p50",
             f"durable Acquire, no resources, {calls}; floor: echo + sync",
@@ -88,7 +98,7 @@ async def sequential(setting: Setting) -> list[Row]:
 async def parallel(setting: Setting) -> list[Row]:
     """Measure calls of which many are under way at any time."""
     caller, times = setting.caller, setting.amount(2048, 512)
-    echo, grouped, single, release = Rounds(), Rounds(), Rounds(), Rounds()
+    echo, ping, grouped, single, release = (Rounds() for _ in range(5))
     group_daemon = make_daemon(setting.folder / "grouped")
     single_daemon = make_daemon(setting.folder / "single", "[registry]\ngroup-commit = false\n")
     for _ in range(setting.amount(5, 3)):
@@ -97,6 +107,7 @@ async def parallel(setting: Setting) -> list[Row]:
             warm, names = setting.names(IN_FLIGHT * 2), setting.names(times)
             await per_second([partial(caller.acquire, name) for name in warm], IN_FLIGHT)
             echo.add([await per_second([partial(caller.echo, n) for n in names * 2], IN_FLIGHT)])
+            ping.add([await per_second([partial(caller.ping, n) for n in names * 2], IN_FLIGHT)])
             grouped.add([await per_second([partial(caller.acquire, n) for n in names], IN_FLIGHT)])
             release.add([await per_second([partial(caller.release, n) for n in names], IN_FLIGHT)])
             await per_second([partial(caller.release, name) for name in warm], IN_FLIGHT)
@@ -107,6 +118,13 @@ async def parallel(setting: Setting) -> list[Row]:
     flight = f"{IN_FLIGHT} in flight"
     return [
         Row("floor.echo.rate", f"echo, {flight}", echo.p50, "1/s"),
+        Row(
+            "ping.rate",
+            f"svirtd answers and does nothing else, {flight}; floor: echo",
+            ping.p50,
+            "1/s",
+            echo.p50,
+        ),
         Row("acquire.rate.single", "as acquire.rate, group-commit = false", single.p50, "1/s"),
         Row(
             "acquire.rate",

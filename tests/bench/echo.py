@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`python -m tests.bench.echo`: the least that a Python service on the bus can do.
 
-Owns NAME and returns what it is given. It uses dbus-next as it comes, without svirtd's transport.
+Owns NAME and returns the first argument it is given. It uses dbus-next as it comes, without
+svirtd's transport.
 """
 
 import asyncio

@@ -81,10 +81,19 @@ class Caller:
         """Have echo return a text."""
         await self.call(echo.NAME, echo.PATH, echo.INTERFACE, "Echo", "s", [text])
 
+    async def echo_acquire(self, name: str, disks: Sequence[Path] = ()) -> None:
+        """Send echo what `acquire` sends svirtd."""
+        body = [name, _resources(disks), {}]
+        await self.call(echo.NAME, echo.PATH, echo.INTERFACE, "Echo", "saa{sv}a{sv}", body)
+
+    async def ping(self, _name: str) -> None:
+        """Have svirtd answer without doing anything."""
+        await self.call(NAME, ROOT, "org.freedesktop.DBus.Peer", "Ping", "", [])
+
     async def acquire(self, name: str, disks: Sequence[Path] = ()) -> None:
         """Acquire a VM with these disks, each for itself alone."""
-        resources = [{"path": Variant("s", str(disk))} for disk in disks]
-        await self.call(NAME, ROOT, MANAGER, "Acquire", "saa{sv}a{sv}", [name, resources, {}])
+        body = [name, _resources(disks), {}]
+        await self.call(NAME, ROOT, MANAGER, "Acquire", "saa{sv}a{sv}", body)
 
     async def release(self, name: str) -> None:
         """Release a VM."""
@@ -100,6 +109,10 @@ class Caller:
             waiting = self._owned.pop(msg.body[0], None)
             if waiting is not None and not waiting.done():
                 waiting.set_result(time.perf_counter())
+
+
+def _resources(disks: Sequence[Path]) -> list[dict[str, Variant]]:
+    return [{"path": Variant("s", str(disk))} for disk in disks]
 
 
 @contextlib.asynccontextmanager
