@@ -131,10 +131,17 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
     """dbus-next's bus with our reader and writer, handing every message to one callback."""
 
     def __init__(self, address: str | None) -> None:
-        if address is None:
-            super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
-        else:
-            super().__init__(bus_address=address, negotiate_unix_fd=True)
+        try:
+            if address is None:
+                super().__init__(bus_type=BusType.SYSTEM, negotiate_unix_fd=True)
+            else:
+                super().__init__(bus_address=address, negotiate_unix_fd=True)
+        except BaseException:
+            # dbus-next makes its socket first and leaves it open where it cannot connect.
+            for made in ("_stream", "_sock"):
+                if hasattr(self, made):
+                    getattr(self, made).close()
+            raise
         self.loop = asyncio.get_running_loop()
         self.sock: socket.socket = self._sock
         self.fileno: int = self._fd
