@@ -179,6 +179,11 @@ def quarantined_ranks(db: Database, ranks: Sequence[int]) -> list[tuple[int, str
     return found
 
 
+def in_use(db: Database) -> int:
+    """Return how many ranks belong to a VM."""
+    return _state(db).in_use
+
+
 def counts(db: Database) -> Counts:
     """Return the live figures; the cost does not depend on how many VMs are reserved."""
     state = _state(db)

@@ -136,7 +136,7 @@ def _usable(db: Database, name: str) -> VM | None:
 
 def _refuse_too_many(db: Database, doors: Doors) -> None:
     limit = doors.config.limits.vms
-    if pool.counts(db).pairs_in_use >= limit:
+    if pool.in_use(db) >= limit:
         raise LimitsExceeded(
             f"the book has [limits] vms = {limit} VMs; release or forget some, or raise the limit"
         )
