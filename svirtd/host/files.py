@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _RESOLVE_NO_SYMLINKS: Final = 0x04
 # Opening must not block on a fifo, take a terminal, or outlive an exec.
 _QUIET: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
+# Spelt otherwise than the kernel would: an empty or a "." part, or a slash at the end.
+_ODD: Final = re.compile(r"//|/\.(?:/|$)|/$")
 _KINDS: Final = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFBLK: Kind.BLOCK,
@@ -137,7 +140,7 @@ def _open_path(path: str, access: Access) -> tuple[int, os.stat_result, str]:
     try:
         # A path without links, spelt plainly, is the object's own, and opening it is safe: only
         # root can put a device there, and what is there now is looked at first.
-        if "//" not in path and "/." not in path and _may_label(os.lstat(path).st_mode):
+        if not _ODD.search(path) and _may_label(os.lstat(path).st_mode):
             fd = _openat2(path, _PLAIN_RW if access is Access.EXCLUSIVE else _PLAIN_RO)
             return fd, os.fstat(fd), path
     except OSError as error:
