@@ -103,7 +103,9 @@ class Router:
         sender = msg.sender
         limits = self._limits()
         refusal: SvirtError | None = None
-        if self._stopping:
+        if msg.unread:
+            refusal = LimitsExceeded(f"the message was not read: {msg.unread}")
+        elif self._stopping:
             refusal = Failed("svirtd is stopping; try again when it is back")
         elif self._pending.total() >= limits.pending_calls:
             refusal = LimitsExceeded(

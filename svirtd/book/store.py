@@ -112,14 +112,15 @@ class Store:
 
     def now(self, fn: Callable[[Database], T]) -> T:
         """Run `fn` as one durable transaction from a plain thread (start-up, before any loop)."""
-        self._begin()
-        try:
-            result = fn(self._writer)
-        except BaseException:
-            self._writer.execute("ROLLBACK")
-            raise
-        self._writer.execute("COMMIT")
-        return result
+        with _translated(self._path):
+            self._begin()
+            try:
+                result = fn(self._writer)
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+            return result
 
     def close(self) -> None:
         """Finish what is queued and close the file."""
@@ -171,13 +172,17 @@ class Store:
                 self._run_one(job) if len(group) > 1 else self._run_alone(job)
             self._writer.execute("COMMIT")
             self._commits += 1
-        except sqlite3.Error as error:
+        except Exception as error:  # noqa: BLE001 -- handed to those who asked; the thread lives on
             if self._writer.conn.in_transaction:
-                self._writer.execute("ROLLBACK")
+                # If this fails too, so does the next BEGIN, and nothing is written any more.
+                with contextlib.suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+            failure = _disk_error(self._path, error) if isinstance(error, sqlite3.Error) else error
             for job in group:
-                job.error = job.error or _disk_error(self._path, error)
-        # One wake-up of the loop for the whole group.
-        group[0].future.get_loop().call_soon_threadsafe(_resolve, group)
+                job.error = job.error or failure
+        # One wake-up of the loop for the whole group; without a loop nobody waits any more.
+        with contextlib.suppress(RuntimeError):
+            group[0].future.get_loop().call_soon_threadsafe(_resolve, group)
         self._unchecked += len(group)
         if self._unchecked >= _CHECKPOINT_JOBS:
             self._checkpoint()
@@ -216,7 +221,9 @@ class Store:
     def _checkpoint(self) -> None:
         # PASSIVE never truncates and never waits for a reader.
         self._unchecked = 0
-        self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        # What stops a checkpoint loses nothing, and stops the next entry too, which says so.
+        with contextlib.suppress(sqlite3.Error):
+            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _log_bytes(self) -> int:
         try:
@@ -292,8 +299,12 @@ def _lock(path: str) -> int:
             f"the book {path} is in use by another svirtd, process {holder}; "
             "stop that one, or give this one a [registry] path of its own"
         ) from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        os.close(fd)
+        raise StartError(f"{path}.lock cannot be written: {error.strerror}") from error
     return fd
 
 

@@ -217,6 +217,8 @@ def begin_release(
         raise NoSuchVM("the VM has left the book meanwhile")
     holds = tuple(registry.holds_of(db, vm))
     if vm.state is State.RESERVED and not holds:
+        if vm.persistent:
+            registry.update_vm(db, _reserved(vm))
         return None
     steps = []
     for hold in holds:

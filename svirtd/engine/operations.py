@@ -110,7 +110,7 @@ class Operations:
             lambda db: entries.finish_release(db, operation, suspects), durable=False
         )
         if vm.unit:
-            await self._units.forget(vm)
+            self._units.forget(vm)
         self._events.drift(apply.findings(vm, outcomes))
         if kept is None:
             self._events.removed(entry, cause)
@@ -126,7 +126,7 @@ class Operations:
     async def _abandon(self, operation: Operation, outcomes: Sequence[Outcome]) -> None:
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
-        suspects = self._suspects(operation.vm, outcomes)
+        suspects = self._suspects(operation.vm, outcomes) + await self._living(operation.vm)
         await self._doors.store.write(
             lambda db: entries.abandon_acquire(db, operation, suspects), durable=False
         )

@@ -101,6 +101,7 @@ class Recovery:
         state = await self._units.running(vm)
         if state is None:
             return False
+        # Watched by _reconcile_unit, as every unit that was started before.
         entry = Entry(vm, tuple(holds))
         await self._operations.finish_launch(operation, entry, state.main_pid)
         return True
@@ -136,7 +137,7 @@ class Recovery:
 
     async def _reconcile_unit(self, vm: VM) -> None:
         if await self._units.running(vm) is not None:
-            await self._units.adopt(vm)
+            self._units.adopt(vm)
             # It may have ended between the look and the watch.
             if await self._units.running(vm) is not None:
                 return

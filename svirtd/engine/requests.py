@@ -23,7 +23,7 @@ from svirtd.engine.entries import Begun, Launching
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.operations import Operations, vm_named
 from svirtd.engine.units import Units
-from svirtd.errors import Failed, InvalidArgs, LimitsExceeded, NoSuchVM, SvirtError
+from svirtd.errors import Failed, InvalidArgs, LimitsExceeded, NoSuchVM
 from svirtd.host import files, runtime
 from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId
@@ -253,12 +253,18 @@ class Requests:
         if begun.operation is None:
             raise Failed("a launch has no entry in the ledger; nothing was started")
         await self._operations.label(begun.operation, opened)
+        vm, started = begun.entry.vm, False
         try:
-            main_pid = await self._units.start(begun.entry.vm, command, account)
-        except SvirtError:
+            main_pid = await self._units.start(vm, command, account)
+            started = True
+            return await self._operations.finish_launch(begun.operation, begun.entry, main_pid)
+        except Exception:
+            # Whatever it was: a process may not run under a label that the book gives away. A unit
+            # that could not be started is not touched, it may be somebody else's.
+            if started:
+                await self._units.end(vm)
             await self._operations.take_back(begun.operation)
             raise
-        return await self._operations.finish_launch(begun.operation, begun.entry, main_pid)
 
     async def _tie_to_caller(self, vm: VM) -> None:
         if vm.lifetime is Lifetime.CALLER and not await self._departures.watch(vm.caller):

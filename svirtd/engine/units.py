@@ -48,9 +48,8 @@ class Units:
         state = await doors.systemd.start(spec, timeout_s=doors.config.start_timeout_s)
         try:
             await self._check_label(vm, state)
-            await doors.systemd.watch(vm.unit)
         except SvirtError:
-            await self._end(vm)
+            await self.end(vm)
             raise
         await self._register(vm, state.main_pid)
         return state.main_pid
@@ -66,22 +65,23 @@ class Units:
             return None
         return state
 
-    async def adopt(self, vm: VM) -> None:
+    def adopt(self, vm: VM) -> None:
         """Notice the end of a unit that an earlier run of the daemon started."""
-        await self._doors.systemd.adopt(vm.unit)
+        self._doors.systemd.watch(vm.unit)
 
     async def stop(self, vm: VM) -> None:
         """Stop the unit and wait until no process of it is left. Raises UnitFailed."""
         await self._doors.systemd.stop(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
 
-    async def forget(self, vm: VM) -> None:
-        """Let systemd collect the unit."""
-        await self._doors.systemd.forget(vm.unit)
+    def forget(self, vm: VM) -> None:
+        """Stop watching a unit that has ended."""
+        self._doors.systemd.unwatch(vm.unit)
 
-    async def _end(self, vm: VM) -> None:
+    async def end(self, vm: VM) -> None:
+        """Kill the unit and wait until no process of it is left. Raises UnitFailed."""
         await self._doors.systemd.kill(vm.unit)
         await self.stop(vm)
-        await self.forget(vm)
+        self.forget(vm)
 
     async def _check_label(self, vm: VM, state: UnitState) -> None:
         """The label is what the whole promise rests on: asked of the kernel, never assumed."""

@@ -214,16 +214,19 @@ class Connection:
         handler: SignalHandler,
         *,
         path: str = "",
+        below: str = "",
         arg0: str = "",
     ) -> Callable[[], None]:
         """Call `handler` for each such signal of the owner of the well-known name `sender`.
 
         The sender is checked against the bus's word on who owns the name: anybody may send us
-        a signal directly, and a stranger's must not count. An empty path stands for any.
+        a signal directly, and a stranger's must not count. `path` is that of one object, `below`
+        that of a tree of them; with neither, any will do.
         Returns a function that ends the subscription.
         """
         rule = f"type='signal',sender='{sender}',interface='{interface}',member='{member}'"
         rule += f",path='{path}'" if path else ""
+        rule += f",path_namespace='{below}'" if below else ""
         rule += f",arg0='{arg0}'" if arg0 else ""
         if sender != BUS and sender not in self._owners:
             self._owners[sender] = ""
@@ -280,12 +283,12 @@ class Connection:
             case MessageType.METHOD_CALL if self._method_handler is not None:
                 self._method_handler(msg)
                 return
-            case MessageType.METHOD_RETURN | MessageType.ERROR:
+            case MessageType.METHOD_RETURN | MessageType.ERROR if not msg.unread:
                 future = self._pending.get(msg.reply_serial)
                 if future is not None and not future.done():
                     future.set_result(msg)
                     return
-            case MessageType.SIGNAL:
+            case MessageType.SIGNAL if not msg.unread:
                 self._on_signal(msg)
         _close_fds(msg)
 

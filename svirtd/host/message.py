@@ -19,10 +19,10 @@ _FIELDS_KEPT: Final = 512
 
 _HEADER: Final = struct.Struct("<BBBBIII")
 _HEADERS: Final = {ord("l"): _HEADER, ord("B"): struct.Struct(">BBBBIII")}
-_SWAPPED: Final = struct.Struct(">BBBBIII")
-_LITTLE: Final = ord("l")
 _TYPES: Final = {kind.value: kind for kind in MessageType}
 _FLAGS: Final = tuple(MessageFlag(n) for n in range(8))
+# What reading past the end, or into the wrong type, raises.
+_BROKEN: Final = (struct.error, IndexError, KeyError, TypeError, RecursionError)
 # Header fields by code: attribute and type.
 _FIELDS: Final = {
     1: ("path", "o"),
@@ -36,7 +36,10 @@ _FIELDS: Final = {
 
 @dataclass(slots=True)
 class Message:
-    """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it."""
+    """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it.
+
+    `unread` says why the body of a method call was not read; it is empty then.
+    """
 
     message_type: MessageType = MessageType.METHOD_CALL
     path: str = ""
@@ -50,6 +53,7 @@ class Message:
     reply_serial: int = 0
     serial: int = 0
     flags: MessageFlag = MessageFlag.NONE
+    unread: str = ""
     unix_fds: list[int] = field(default_factory=list)
 
 
@@ -75,7 +79,7 @@ def encode(msg: Message) -> bytes:
     if msg.unix_fds:
         fields += PAD[-len(fields) & 7] + b"\x09\x01u\0" + U32.pack(len(msg.unix_fds))
     kind_number, flags = msg.message_type.value, msg.flags.value
-    head = _HEADER.pack(_LITTLE, kind_number, flags, 1, len(body), msg.serial, len(fields))
+    head = _HEADER.pack(ord("l"), kind_number, flags, 1, len(body), msg.serial, len(fields))
     raw = b"".join((head, fields, PAD[-len(fields) & 7], body))
     if len(raw) > MESSAGE_MAX:
         raise ValueError(f"message of {len(raw)} bytes; D-Bus allows {MESSAGE_MAX}")
@@ -97,36 +101,41 @@ def size(raw: bytes | bytearray, start: int) -> int:
     return int(length)
 
 
-def decode(raw: bytes) -> tuple[Message, int]:
-    """Return a message and how many descriptors belong to it. Raises ValueError."""
-    try:
-        return _decode(raw)
-    except (struct.error, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"broken message: {error}") from error
+def decode_header(raw: bytes) -> tuple[Message, int, int]:
+    """Return a message without its body, where that begins, and how many descriptors it has.
 
-
-def _decode(raw: bytes) -> tuple[Message, int]:
+    Raises ValueError.
+    """
     reading = READING[raw[0]]
-    _, kind, flags, _, _, serial, length = _HEADERS[raw[0]].unpack_from(raw, 0)
-    msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
-    at, end, fds = 16, 16 + length, 0
-    while at < end:
-        at = (at + 7) & ~7
-        code = raw[at]
-        value, at = reading.variant(raw, at + 1)
-        if code in _FIELDS:
-            setattr(msg, _FIELDS[code][0], value.value)
-        elif code == 5:
-            msg.reply_serial = value.value
-        elif code == 8:
-            msg.signature = value.value
-        elif code == 9:
-            fds = value.value
-    at = (end + 7) & ~7
-    for read in reading.decoders(msg.signature):
-        value, at = read(raw, at)
-        msg.body.append(value)
-    return msg, fds
+    try:
+        _, kind, flags, _, _, serial, length = _HEADERS[raw[0]].unpack_from(raw, 0)
+        msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
+        at, end, fds = 16, 16 + length, 0
+        while at < end:
+            at = (at + 7) & ~7
+            code = raw[at]
+            value, at = reading.variant(raw, at + 1)
+            if code in _FIELDS:
+                setattr(msg, _FIELDS[code][0], value.value)
+            elif code == 5:
+                msg.reply_serial = value.value
+            elif code == 8:
+                msg.signature = value.value
+            elif code == 9:
+                fds = value.value
+        return msg, (end + 7) & ~7, fds
+    except _BROKEN as error:
+        raise ValueError(f"broken header: {error}") from error
+
+
+def decode_body(raw: bytes, at: int, msg: Message) -> None:
+    """Read the body that begins at `at` into the message. Raises ValueError."""
+    try:
+        for read in READING[raw[0]].decoders(msg.signature):
+            value, at = read(raw, at)
+            msg.body.append(value)
+    except _BROKEN as error:
+        raise ValueError(f"broken body: {error}") from error
 
 
 @functools.lru_cache(_FIELDS_KEPT)

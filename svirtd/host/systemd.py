@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from svirtd.core.model import UnitState
 from svirtd.errors import Failed, UnitFailed
-from svirtd.host.bus import BusError, BusLost, Connection, Message, Variant
+from svirtd.host.bus import BusError, BusLost, Connection, Message, Variant, escape_path
 
 _NAME: Final = "org.freedesktop.systemd1"
 _PATH: Final = "/org/freedesktop/systemd1"
@@ -21,6 +21,7 @@ _MANAGER: Final = "org.freedesktop.systemd1.Manager"
 _UNIT: Final = "org.freedesktop.systemd1.Unit"
 _SERVICE: Final = "org.freedesktop.systemd1.Service"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
+_UNITS: Final = "/org/freedesktop/systemd1/unit"
 _CALL_TIMEOUT_S: Final = 25.0
 # Signals can overtake the reply that names the job; this many results are kept until then.
 _RESULTS_KEPT: Final = 256
@@ -52,7 +53,8 @@ def _unit_properties(spec: UnitSpec) -> list[list[Any]]:
     fixed: list[tuple[str, str, object]] = [
         ("Description", "s", spec.description),
         ("Type", "s", "exec"),
-        # Remembered until we have read how it ended (AddRef), then collected even if it failed.
+        # Kept by our reference until we have read how its start went, then collected at its end,
+        # even if it failed.
         ("CollectMode", "s", "inactive-or-failed"),
         ("AddRef", "b", True),
         ("Slice", "s", spec.slice),
@@ -76,7 +78,7 @@ class Systemd:
         self._bus = bus
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._results: OrderedDict[str, str] = OrderedDict()
-        self._watched: dict[str, Callable[[], None]] = {}
+        self._watched: dict[str, str] = {}  # object path to unit
         self.on_change: Callable[[str], None] = lambda _unit: None
 
     async def open(self) -> None:
@@ -84,6 +86,15 @@ class Systemd:
         try:
             await self._bus.subscribe(_NAME, _MANAGER, "JobRemoved", self._job_removed)
             await self._bus.subscribe(_NAME, _MANAGER, "UnitRemoved", self._unit_removed)
+            # One rule for all units: a rule for each would end at the bus's limit of some hundred.
+            await self._bus.subscribe(
+                _NAME,
+                _PROPERTIES,
+                "PropertiesChanged",
+                self._unit_changed,
+                below=_UNITS,
+                arg0=_UNIT,
+            )
             await self._call("Subscribe")
         except BusError as error:
             if error.name.endswith(".AlreadySubscribed"):
@@ -93,8 +104,17 @@ class Systemd:
     async def start(self, spec: UnitSpec, *, timeout_s: float) -> UnitState:
         """Start a transient unit and wait until its command was executed.
 
-        Raises UnitFailed with the unit's result; no process of the unit is left then.
+        The unit is watched from before its first moment. Raises UnitFailed with the unit's result;
+        no process of the unit is left then.
         """
+        self.watch(spec.name)
+        try:
+            return await self._start(spec, timeout_s)
+        except BaseException:
+            self.unwatch(spec.name)
+            raise
+
+    async def _start(self, spec: UnitSpec, timeout_s: float) -> UnitState:
         try:
             reply = await self._call(
                 "StartTransientUnit",
@@ -103,9 +123,9 @@ class Systemd:
             )
         except BusError as error:
             raise UnitFailed(f"systemd refused {spec.name}: {error.text}") from error
-        except TimeoutError as error:
+        except Failed as error:
             await self._stop_quietly(spec.name, timeout_s)
-            raise UnitFailed(f"systemd did not answer the start of {spec.name} in time") from error
+            raise UnitFailed(f"{spec.name} was not started: {error}") from error
         try:
             result = await self._job_done(reply.body[0], timeout_s)
         except TimeoutError as error:
@@ -114,9 +134,10 @@ class Systemd:
                 f"{spec.name} did not start within {timeout_s:.0f} s; see journalctl -u {spec.name}"
             ) from error
         state = await self.state(spec.name)
+        # A reference costs systemd a rule on the bus, which has room for some hundred.
+        await self.forget(spec.name)
         if result == "done" and state is not None and not state.ended and state.main_pid:
             return state
-        await self.forget(spec.name)
         raise UnitFailed(_failure(spec.name, result, state))
 
     async def stop(self, unit: str, *, timeout_s: float) -> None:
@@ -171,9 +192,7 @@ class Systemd:
         """Return the unit that a process belongs to, empty if none."""
         try:
             path = (await self._call("GetUnitByPID", "u", [pid])).body[0]
-            reply = await self._bus.call(
-                _NAME, path, _PROPERTIES, "Get", "ss", [_UNIT, "Id"], timeout_s=_CALL_TIMEOUT_S
-            )
+            reply = await self._call("Get", "ss", [_UNIT, "Id"], path=path, interface=_PROPERTIES)
         except BusError:
             return ""  # the process has ended or is in no unit: the answer, not a failure
         return str(reply.body[0].value)
@@ -183,44 +202,24 @@ class Systemd:
         reply = await self._call("ListUnitsByPatterns", "asas", [[], [pattern]])
         return [row[0] for row in reply.body[0] if row[3] not in ("inactive", "failed")]
 
-    async def watch(self, unit: str) -> None:
-        """Have `on_change` called when the unit's state changes."""
-        if unit in self._watched:
-            return
-        reply = await self._call("LoadUnit", "s", [unit])
-        self._watched[unit] = await self._bus.subscribe(
-            _NAME,
-            _PROPERTIES,
-            "PropertiesChanged",
-            lambda _msg: self.on_change(unit),
-            path=reply.body[0],
-            arg0=_UNIT,
-        )
+    def watch(self, unit: str) -> None:
+        """Have `on_change` called when the unit's state changes or it is unloaded."""
+        self._watched[f"{_UNITS}/{escape_path(unit)}"] = unit
 
-    async def adopt(self, unit: str) -> None:
-        """Watch a unit that an earlier connection of ours started, and keep it loaded."""
-        await self.watch(unit)
-        try:
-            await self._call("RefUnit", "s", [unit])
-        except BusError as error:
-            if error.name not in _NOT_LOADED:
-                raise Failed(f"systemd does not keep {unit}: {error.text}") from error
+    def unwatch(self, unit: str) -> None:
+        """End what watch() began."""
+        self._watched.pop(f"{_UNITS}/{escape_path(unit)}", None)
 
     async def forget(self, unit: str) -> None:
-        """Stop watching a unit and let systemd collect it."""
-        end = self._watched.pop(unit, None)
-        if end is not None:
-            end()
+        """Drop our reference, so that systemd collects the unit once it has ended."""
         # An error says that the unit or our reference is gone: what was wanted.
-        with contextlib.suppress(BusError):
-            await self._call("ResetFailedUnit", "s", [unit])
         with contextlib.suppress(BusError):
             await self._call("UnrefUnit", "s", [unit])
 
     async def _stop_quietly(self, unit: str, timeout_s: float) -> None:
         # The start has failed already; a failing stop must not hide that, the next reconciliation
         # finds what is left.
-        with contextlib.suppress(UnitFailed, BusLost, TimeoutError):
+        with contextlib.suppress(UnitFailed, Failed, BusLost):
             await self.kill(unit)
             await self.stop(unit, timeout_s=timeout_s)
 
@@ -246,20 +245,38 @@ class Systemd:
             self._results.popitem(last=False)
 
     def _unit_removed(self, msg: Message) -> None:
-        unit = msg.body[0]
-        if unit in self._watched:
+        unit = self._watched.get(msg.body[1])
+        if unit is not None:
+            self.on_change(unit)
+
+    def _unit_changed(self, msg: Message) -> None:
+        unit = self._watched.get(msg.path)
+        if unit is not None:
             self.on_change(unit)
 
     async def _get_all(self, path: str, interface: str) -> dict[str, Variant]:
-        reply = await self._bus.call(
-            _NAME, path, _PROPERTIES, "GetAll", "s", [interface], timeout_s=_CALL_TIMEOUT_S
-        )
+        reply = await self._call("GetAll", "s", [interface], path=path, interface=_PROPERTIES)
         return dict(reply.body[0])
 
-    async def _call(self, member: str, signature: str = "", body: Sequence[Any] = ()) -> Message:
-        return await self._bus.call(
-            _NAME, _PATH, _MANAGER, member, signature, body, timeout_s=_CALL_TIMEOUT_S
-        )
+    async def _call(
+        self,
+        member: str,
+        signature: str = "",
+        body: Sequence[Any] = (),
+        *,
+        path: str = _PATH,
+        interface: str = _MANAGER,
+    ) -> Message:
+        """Call systemd. Raises BusError, or Failed if it does not answer in time."""
+        try:
+            return await self._bus.call(
+                _NAME, path, interface, member, signature, body, timeout_s=_CALL_TIMEOUT_S
+            )
+        except TimeoutError as error:
+            raise Failed(
+                f"systemd did not answer {member} within {_CALL_TIMEOUT_S:.0f} s; see whether it "
+                "is stuck (systemctl list-jobs), then try again"
+            ) from error
 
 
 def _failure(unit: str, job_result: str, state: UnitState | None) -> str:

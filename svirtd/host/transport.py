@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dbus_next.aio import MessageBus
-from dbus_next.constants import BusType
+from dbus_next.constants import BusType, MessageType
 
 from svirtd.host import message
 from svirtd.host.message import Message
@@ -22,6 +22,7 @@ from svirtd.host.message import Message
 # A peer gets its own messages dropped by the bus long before; if *we* cannot hand this much to the
 # bus, the bus has stopped reading and the connection is useless.
 _QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
+_CALL_MAX_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 64 * 1024
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
@@ -217,21 +218,35 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
 
     def _one_message(self, raw: bytes) -> None:
         try:
-            msg, fds = message.decode(raw)
+            msg, body, fds = message.decode_header(raw)
         except ValueError:
-            # One that cannot be read must not end the service. Whose descriptors came with it
-            # cannot be known any more; none of them is kept.
+            # A type or field that we do not know must not end the service. Only its header says
+            # whose the descriptors are that came meanwhile: with some waiting there is no way on.
             self.errors += 1
-            while self._inbox_fds:
-                os.close(self._inbox_fds.popleft())
+            if self._inbox_fds:
+                self.lose(BusLost("a message that cannot be read came with descriptors"))
             return
         # Descriptors arrive in order; the header says how many belong to this message.
         if fds > len(self._inbox_fds):
             self.lose(BusLost("a message announced more descriptors than it brought"))
             return
         msg.unix_fds = [self._inbox_fds.popleft() for _ in range(fds)]
+        self._read_body(raw, body, msg)
         handler = self._method_return_handlers.pop(msg.reply_serial, None)
         if handler is not None:  # only dbus-next's own Hello
             handler(msg, None)
         elif self.receive is not None:
             self.receive(msg)
+
+    def _read_body(self, raw: bytes, at: int, msg: Message) -> None:
+        """Read the body; a method call whose body is not read says so in `unread`."""
+        is_call = msg.message_type is MessageType.METHOD_CALL
+        # Reading takes memory and time before anybody could ask who the sender is.
+        if is_call and len(raw) > _CALL_MAX_BYTES:
+            msg.unread = f"a call of {len(raw)} bytes; at most {_CALL_MAX_BYTES} are read"
+            return
+        try:
+            message.decode_body(raw, at, msg)
+        except ValueError as error:
+            self.errors += 1
+            msg.body, msg.unread = [], str(error)

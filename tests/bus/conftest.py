@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox import Sandbox, SandboxError, inside
-from tests.support import Client, Daemon, label, svirt_units
+from tests.support import Client, Daemon, label, svirt_units, wait_for
 
 # The daemons of modules, which outlive a test.
 _shared: list[Daemon] = []
@@ -91,7 +91,8 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     yield
     left = _children() - children
     assert not left, f"child processes left behind: {left}"
-    assert not svirt_units(), f"units left behind: {svirt_units()}"
+    # systemd collects a unit a moment after its end.
+    wait_for("every unit of a VM is gone", lambda: not svirt_units())
     labelled = [str(path) for path in tmp_path.rglob("*") if _is_labelled(path)]
     assert not labelled, f"labels left behind: {labelled}"
     grown = [

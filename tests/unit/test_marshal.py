@@ -73,6 +73,12 @@ def theirs(value: Any) -> Any:
             return value
 
 
+def decode(raw: bytes) -> tuple[Message, int]:
+    found, at, fds = message.decode_header(raw)
+    message.decode_body(raw, at, found)
+    return found, fds
+
+
 def both(values: list[Typed]) -> tuple[Message, dbus_next.Message]:
     parts: dict[str, Any] = {
         "path": "/org/svirt1",
@@ -97,7 +103,7 @@ def test_what_dbus_next_wrote_is_read_as_it_was(values: list[Typed]) -> None:
     ours, reference = both(values)
     raw = bytes(reference._marshall())
     assert message.size(raw, 0) == len(raw)
-    found, fds = message.decode(raw)
+    found, fds = decode(raw)
     assert fds == 0
     assert found == ours
 
@@ -111,7 +117,7 @@ def test_the_other_byte_order_is_read_too(values: list[Typed]) -> None:
         raw = bytearray(reference._marshall())
     raw[0] = ord("B")
     assert message.size(raw, 0) == len(raw)
-    assert message.decode(bytes(raw))[0] == ours
+    assert decode(bytes(raw))[0] == ours
 
 
 @given(VALUES, st.data())
@@ -123,7 +129,7 @@ def test_broken_bytes_are_an_error_and_nothing_worse(
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(raw[: data.draw(st.integers(16, len(raw)))])
     try:
-        found, _ = message.decode(cut)
+        found, _ = decode(cut)
     except ValueError:
         return
     assert isinstance(found, Message)
@@ -160,4 +166,4 @@ def test_a_body_of_another_length_is_refused() -> None:
 
 def test_descriptors_are_announced() -> None:
     raw = message.encode(Message(path="/", member="M", signature="h", body=[0], unix_fds=[3, 4]))
-    assert message.decode(raw)[1] == 2
+    assert decode(raw)[1] == 2
