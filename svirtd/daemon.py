@@ -37,6 +37,8 @@ from svirtd.host.kernel import Kernel
 from svirtd.host.machined import Machined
 from svirtd.host.systemd import Systemd
 
+# Far above what the limits on resources and commands let through, far below what would hurt.
+_CALL_MAX_BYTES: Final = 4 * 1024 * 1024
 _FILE_THREADS: Final = 4
 _DRAIN_S: Final = 20.0
 _STATUS_S: Final = 10.0
@@ -154,7 +156,7 @@ class _Daemon:
         permutation: Any,
     ) -> None:
         """Serve until a signal or the loss of the bus ends it."""
-        bus = await Connection.open()
+        bus = await Connection.open(call_max_bytes=_CALL_MAX_BYTES)
         threads = ThreadPoolExecutor(_FILE_THREADS, "files")
         try:
             (bus_id,) = await bus.call_bus("GetId")

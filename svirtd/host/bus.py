@@ -16,7 +16,7 @@ from dbus_next.introspection import Node
 
 from svirtd.core.model import Caller
 from svirtd.host.marshal import Variant
-from svirtd.host.message import Message
+from svirtd.host.message import MESSAGE_MAX, Message
 from svirtd.host.transport import BusLost, Wire
 
 __all__ = [
@@ -97,9 +97,16 @@ class Connection:
         wire.closed.add_done_callback(self._on_closed)
 
     @classmethod
-    async def open(cls, address: str | None = None, *, timeout_s: float = 10.0) -> "Connection":
+    async def open(
+        cls,
+        address: str | None = None,
+        *,
+        timeout_s: float = 10.0,
+        call_max_bytes: int = MESSAGE_MAX,
+    ) -> "Connection":
         """Connect to `address`, or to the system bus (DBUS_SYSTEM_BUS_ADDRESS is honoured).
 
+        Bodies of method calls longer than `call_max_bytes` are not read (Message.unread).
         Raises BusLost with the reason if there is no bus there.
         """
         wire = None
@@ -111,6 +118,7 @@ class Connection:
             if wire is not None:
                 wire.lose(BusLost("not connected"))
             raise BusLost(f"cannot connect to the bus: {error or type(error).__name__}") from error
+        wire.call_max_bytes = call_max_bytes
         return cls(wire)
 
     @property

@@ -106,8 +106,8 @@ def decode_header(raw: bytes) -> tuple[Message, int, int]:
 
     Raises ValueError.
     """
-    reading = READING[raw[0]]
     try:
+        reading = READING[raw[0]]
         _, kind, flags, _, _, serial, length = _HEADERS[raw[0]].unpack_from(raw, 0)
         msg = Message(_TYPES[kind], serial=serial, flags=_FLAGS[flags & 7])
         at, end, fds = 16, 16 + length, 0

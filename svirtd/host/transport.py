@@ -22,7 +22,6 @@ from svirtd.host.message import Message
 # A peer gets its own messages dropped by the bus long before; if *we* cannot hand this much to the
 # bus, the bus has stopped reading and the connection is useless.
 _QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
-_CALL_MAX_BYTES: Final = 4 * 1024 * 1024
 _READ_BYTES: Final = 64 * 1024
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
@@ -150,6 +149,7 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self.receive: Callable[[Message], None] | None = None
         self.errors = 0
+        self.call_max_bytes = message.MESSAGE_MAX
         self._writer = _Writer(self)
         self._inbox = bytearray()
         self._inbox_fds: deque[int] = deque()
@@ -242,8 +242,8 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         """Read the body; a method call whose body is not read says so in `unread`."""
         is_call = msg.message_type is MessageType.METHOD_CALL
         # Reading takes memory and time before anybody could ask who the sender is.
-        if is_call and len(raw) > _CALL_MAX_BYTES:
-            msg.unread = f"a call of {len(raw)} bytes; at most {_CALL_MAX_BYTES} are read"
+        if is_call and len(raw) > self.call_max_bytes:
+            msg.unread = f"a call of {len(raw)} bytes; at most {self.call_max_bytes} are read"
             return
         try:
             message.decode_body(raw, at, msg)

@@ -105,3 +105,10 @@ def test_a_full_pool(sandbox: Sandbox, client: Client, tmp_path: Path) -> None:
         assert client.manager()["PairsInUse"] == 0
     finally:
         assert daemon.stop() == 0
+
+
+def test_a_call_that_is_too_long_is_not_read(daemon: Daemon, client: Client) -> None:
+    refused = client.error("Acquire", "saa{sv}a{sv}", "x" * 5_000_000, [], {})
+    assert refused.name == "org.freedesktop.DBus.Error.LimitsExceeded"
+    assert "at most 4194304 are read" in refused.text
+    assert client.vms() == {}

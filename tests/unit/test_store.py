@@ -244,11 +244,11 @@ def test_every_table_is_strict_and_keys_are_kept(store: Store) -> None:
         "operation",
     }
     assert [name for name, strict in found if not strict] == []
-    with pytest.raises(sqlite3.IntegrityError, match="cannot store TEXT"):
+    with pytest.raises(StartError, match="cannot store TEXT"):
         store.now(lambda db: db.execute("INSERT INTO returned(rank) VALUES ('many')"))
     nobody = vm(0)
     held = Hold(nobody.id, nobody.name, Identity(1, 2), "/a", Access.EXCLUSIVE, "new", None)
-    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+    with pytest.raises(StartError, match="FOREIGN KEY"):
         store.now(lambda db: registry.add_holds(db, nobody, [held]))
 
 
@@ -422,11 +422,11 @@ def test_a_vm_with_holds_cannot_vanish(store: Store) -> None:
     held = Hold(one.id, one.name, Identity(1, 2), "/a", Access.EXCLUSIVE, "new", None)
     store.now(lambda db: registry.add_vm(db, one))
     store.now(lambda db: registry.add_holds(db, one, [held]))
-    with pytest.raises(sqlite3.IntegrityError, match="FOREIGN KEY"):
+    with pytest.raises(StartError, match="FOREIGN KEY"):
         store.now(lambda db: registry.remove_vm(db, one))
     same_name = vm((one.rank + 1) % SHAPE.total, name=one.name)
     for again in (vm(one.rank, id="other", name="other"), same_name):
-        with pytest.raises(sqlite3.IntegrityError, match="UNIQUE"):
+        with pytest.raises(StartError, match="UNIQUE"):
             store.now(lambda db, again=again: registry.add_vm(db, again))  # type: ignore[misc]
     assert store.now(lambda db: registry.all_vms(db, 10)) == [one]
     assert store.now(lambda db: registry.all_vms(db, 0)) is None
