@@ -118,12 +118,17 @@ def run(argv: Sequence[str]) -> int:
     except Failure as failure:
         return _fail(failure.name, failure.text, failure.code, wants_json)
     except (_ReaderGone, BrokenPipeError):
-        # Python's own flush at exit must not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return Exit.BROKEN_PIPE
     except OSError as error:
+        _drop_output()
         return _fail(IO_ERROR, f"output: {error.strerror or error}", Exit.REFUSED, wants_json)
     return result if isinstance(result, int) else Exit.OK
+
+
+def _drop_output() -> None:
+    """Lose what could not be written: Python's own flush at exit must not complain again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(name: str, text: str, code: Exit, wants_json: bool) -> int:
