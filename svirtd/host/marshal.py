@@ -139,6 +139,8 @@ def _struct_encoder(parts: Sequence[Encoder]) -> Encoder:
 def _array_encoder(kind: Any) -> Encoder:
     if kind.token in _BYTE:
         return _write_bytes
+    if kind.signature == "{sv}":
+        return _write_options
     one = _encoder(kind)
     mask = 7 if kind.token in _WIDE else 0
     items: Callable[[Any], Any] = dict.items if kind.token in _PAIR else iter
@@ -151,11 +153,40 @@ def _array_encoder(kind: Any) -> Encoder:
         start = len(out)
         for item in items(value):
             one(out, item)
-        if len(out) - start > _ARRAY_MAX:
-            raise ValueError(f"array of {len(out) - start} bytes; D-Bus allows {_ARRAY_MAX}")
-        U32.pack_into(out, at, len(out) - start)
+        _close_array(out, at, start)
 
     return write
+
+
+def _write_options(out: bytearray, value: dict[str, Variant]) -> None:
+    """An a{sv}: every second message has some, and its keys are the same each time."""
+    out += PAD[-len(out) & 3]
+    at = len(out)
+    out += b"\0\0\0\0"
+    out += PAD[-len(out) & 7]
+    start = len(out)
+    for key, (signature, inner) in value.items():
+        out += PAD[-len(out) & 7]
+        head, write = _option_encoder(key, signature)
+        out += head
+        write(out, inner)
+    _close_array(out, at, start)
+
+
+@functools.lru_cache(_SIGNATURES_KEPT)
+def _option_encoder(key: str, signature: str) -> tuple[bytes, Encoder]:
+    head = bytearray()
+    _write_text(head, key)
+    raw, write = _variant_encoder(signature)
+    return bytes(head) + raw, write
+
+
+def _close_array(out: bytearray, at: int, start: int) -> None:
+    """Write the length of an array, which begins at `start`, into its place."""
+    length = len(out) - start
+    if length > _ARRAY_MAX:
+        raise ValueError(f"array of {length} bytes; D-Bus allows {_ARRAY_MAX}")
+    U32.pack_into(out, at, length)
 
 
 def _write_bytes(out: bytearray, value: bytes) -> None:
