@@ -79,9 +79,10 @@ def begin_acquire(
         rank = known.rank
     vm, decided = _decide(db, doors, caller, request, seen, known, rank)
     decided.refuse()
-    if decided.decisions:
+    if decided.decisions or launching is not None:
         # Said before it is true, so that nobody has to wait for a second entry once it is: until
-        # the reply the VM has not been announced, and a failure takes it out of the book.
+        # the reply the VM has not been announced, and a failure takes it out of the book. A unit
+        # that ends in its first moment is found by this state, too.
         vm = replace(vm, state=State.LABELLED)
     if launching is not None:
         vm = replace(

@@ -208,6 +208,18 @@ def test_a_unit_that_does_not_start_leaves_nothing(
     wait_for("no unit is left", lambda: not svirt_units())
 
 
+@pytest.mark.parametrize("milliseconds", range(0, 50, 5))
+def test_a_vm_that_ends_in_its_first_moments_is_not_left_running(
+    daemon: Daemon, client: Client, milliseconds: int
+) -> None:
+    """Its end may come before, while and after the launch is entered as running."""
+    try:
+        client.launch("vm", ["/bin/sleep", f"0.{milliseconds:03}"])
+    except BusError as error:
+        assert error.name == "org.svirt1.Error.UnitFailed"  # noqa: PT017 -- either is right
+    wait_for("nothing is left", lambda: client.vms() == {})
+
+
 def test_a_script_without_an_interpreter_fails_with_the_units_result(
     daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
