@@ -52,19 +52,18 @@ class Store:
     def __init__(self, path: str, *, group_commit: bool) -> None:
         self._path = path
         self._group_max = _GROUP_MAX if group_commit else 1
-        self._lock_fd = _lock(path)
         self._commits = 0
         self._unchecked = 0
-        try:
-            self._writer = _connect(path)
+        with contextlib.ExitStack() as undo:
+            self._lock_fd = _lock(path)
+            undo.callback(os.close, self._lock_fd)
+            self._writer = undo.enter_context(contextlib.closing(_connect(path)))
             with _translated(path):
                 schema.migrate(self._writer)
                 self._grow_log()
-            self._reader = _connect(path)
+            self._reader = undo.enter_context(contextlib.closing(_connect(path)))
             self._reader.execute("PRAGMA query_only=ON")
-        except BaseException:
-            os.close(self._lock_fd)
-            raise
+            undo.pop_all()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._durable_now = True
         self._read_pool = ThreadPoolExecutor(1, "book-reader")
@@ -254,29 +253,35 @@ def _resolve(group: list[_Job]) -> None:
 
 
 def _connect(path: str) -> Database:
-    with _translated(path):
+    with _translated(path), contextlib.ExitStack() as undo:
         conn = sqlite3.connect(
             path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
         )
+        undo.callback(conn.close)
         # No plugins: a root daemon runs no code that happens to be installed beside it.
         db = Database(conn, execute_plugins=False)
         os.chmod(path, 0o600)
-        wanted: dict[str, object] = {
-            "journal_mode": "wal",
-            "synchronous": 2,
-            "foreign_keys": 1,
-            "trusted_schema": 0,
-            "wal_autocheckpoint": 0,
-            "journal_size_limit": -1,
-        }
-        for name, value in wanted.items():
-            db.execute(f"PRAGMA {name}={value}").fetchall()
-            # A setting that did not take (an old library, a file system without shared memory)
-            # would silently cost durability.
-            (found,) = db.execute(f"PRAGMA {name}").fetchone()
-            if found != value:
-                raise StartError(f"{path}: SQLite keeps {name}={found}, svirtd needs {value}")
+        _set_up(path, db)
+        undo.pop_all()
         return db
+
+
+def _set_up(path: str, db: Database) -> None:
+    wanted: dict[str, object] = {
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "foreign_keys": 1,
+        "trusted_schema": 0,
+        "wal_autocheckpoint": 0,
+        "journal_size_limit": -1,
+    }
+    for name, value in wanted.items():
+        db.execute(f"PRAGMA {name}={value}").fetchall()
+        # A setting that did not take (an old library, a file system without shared memory)
+        # would silently cost durability.
+        (found,) = db.execute(f"PRAGMA {name}").fetchone()
+        if found != value:
+            raise StartError(f"{path}: SQLite keeps {name}={found}, svirtd needs {value}")
 
 
 def _lock(path: str) -> int:

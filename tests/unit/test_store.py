@@ -2,6 +2,7 @@
 """The book's file: transactions in groups, settings, the lock, the schema, the pool in it."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import stat
@@ -286,6 +287,7 @@ def test_migrations_run_once_and_a_newer_book_is_refused(path: str) -> None:
     # The lock was let go: it is the book that stands in the way, not a leftover of the attempt.
     with pytest.raises(StartError, match="newer svirtd"):
         Store.open(path)
+    assert _open_files(path) == []
 
 
 def _migrations(path: str) -> list[tuple[str, str]]:
@@ -301,6 +303,16 @@ def test_what_is_no_book_is_refused_and_left_alone(path: str) -> None:
     with pytest.raises(StartError, match="file is not a database"):
         Store.open(path)
     assert Path(path).read_bytes() == b"no book " * 1000
+    assert _open_files(path) == []
+
+
+def _open_files(path: str) -> list[str]:
+    """What this process has open of a book: the database, its log, its lock."""
+    targets = []
+    for fd in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists the folder
+            targets.append(os.readlink(fd))
+    return [target for target in targets if target.startswith(path)]
 
 
 # -- the pool in the book ---------------------------------------------------------------------
