@@ -5,6 +5,7 @@ Everything is put where a package would put it, on private tmpfs mounts: the man
 journald then run with the unit files, command lines and search paths that they have on any host.
 """
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,14 +24,13 @@ _BUS_POLICIES = Path("/usr/share/dbus-1/system.d")
 _BUS_SERVICES = Path("/usr/share/dbus-1/system-services")
 _POLKIT_ACTIONS = Path("/usr/share/polkit-1/actions")
 _EMPTY = (
-    "/run",
     "/etc/systemd",
     "/etc/dbus-1",
     "/etc/polkit-1/rules.d",
-    "/etc/svirtd",
-    "/var/lib/svirtd",
     "/var/log/journal",
 )
+# The project's own: a host on which it was never installed does not have them.
+_OWN = ("/etc/svirtd", "/var/lib/svirtd")
 
 # path -> the Debian package that brings it
 _NEEDED = {
@@ -121,6 +121,12 @@ def install(state: Path, bus_files: Path) -> None:
     )
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     _kernel_views(state)
+    _tmpfs(Path("/run"))
+    for path in map(Path, _OWN):
+        if not path.is_dir():
+            _cover(path.parent)
+            path.mkdir()
+        _tmpfs(path)
     for path in map(Path, _EMPTY):
         if path.is_dir():
             _tmpfs(path)
@@ -156,6 +162,16 @@ def _kernel_views(state: Path) -> None:
 
 def _tmpfs(target: Path) -> None:
     kernel.mount("tmpfs", str(target), "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "mode=755")
+
+
+def _cover(folder: Path) -> None:
+    """Let what is written to `folder` from now on end with the sandbox."""
+    layer = Path("/run/layers") / folder.name
+    for part in ("upper", "work"):
+        (layer / part).mkdir(parents=True)
+    shutil.copymode(folder, layer / "upper")
+    options = f"lowerdir={folder},upperdir={layer}/upper,workdir={layer}/work"
+    kernel.mount("overlay", str(folder), "overlay", options=options)
 
 
 def _names(folder: Path, suffix: str) -> list[str]:

@@ -48,6 +48,20 @@ def test_private_tmp_of_a_killed_unit_is_removed() -> None:
     assert not Path(private).exists()
 
 
+def test_the_folders_of_an_installed_svirtd_are_empty_ones_of_the_sandbox() -> None:
+    folders = [Path("/etc/svirtd"), Path("/var/lib/svirtd")]
+    before = [folder.exists() for folder in folders]
+    code = (
+        "import os, sys\nfor folder in sys.argv[1:]:\n"
+        "  print(os.path.ismount(folder), os.listdir(folder))\n"
+        "  open(folder + '/left-by-the-sandbox', 'x')\n"
+    )
+    result = run(*RUN, "--", sys.executable, "-c", code, *map(str, folders))
+    assert result.stdout == "True []\n" * 2, result.stderr
+    assert [folder.exists() for folder in folders] == before
+    assert [each for folder in folders if folder.exists() for each in folder.glob("left-by*")] == []
+
+
 def test_death_by_a_signal_is_passed_on() -> None:
     assert run(*RUN, "--", "sh", "-c", "kill -KILL $$").returncode == 128 + 9
 
