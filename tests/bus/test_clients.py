@@ -2,9 +2,10 @@
 """Clients that others wrote: busctl, gdbus and GLib's D-Bus library live through it all."""
 
 import json
+import select
 import shlex
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -47,19 +48,27 @@ def gdbus(path: str, method: str, *arguments: str) -> str:
 
 
 @contextmanager
-def listening(argv: Sequence[str], ready: str) -> Iterator[IO[str]]:
-    """Run a program that shows signals from when it is ready until the block ends."""
+def listening(argv: Sequence[str], ready: Callable[[IO[str]], object]) -> Iterator[IO[str]]:
+    """Run a program that shows signals; `ready` returns when it does, given what it prints."""
     with subprocess.Popen(
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            if ready in line:
-                break
         try:
+            ready(process.stdout)
             yield process.stdout
         finally:
             process.kill()
+
+
+def shows_calls(lines: IO[str]) -> None:
+    """Call until the monitor prints: not every busctl says when it has begun to listen."""
+
+    def shown() -> bool:
+        busctl("call", ROOT, MANAGER, "ListVMs")
+        return bool(select.select([lines], [], [], 0.1)[0])
+
+    wait_for("the monitor shows a call", shown)
 
 
 def until(lines: IO[str], what: str) -> list[str]:
@@ -74,7 +83,7 @@ def until(lines: IO[str], what: str) -> list[str]:
 def test_busctl(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     monitor = ["busctl", "--json=short", "monitor", NAME]
-    with listening(monitor, "Monitoring bus message stream") as lines:
+    with listening(monitor, shows_calls) as lines:
         resource = ["1", "2", "path", "s", str(disk), "access", "s", "exclusive"]
         path = busctl("call", ROOT, MANAGER, "Acquire", "saa{sv}a{sv}", "b 1", *resource, "0")[0]
         assert path == "/org/svirt1/vm/b_201"
@@ -97,7 +106,8 @@ def test_busctl(daemon: Daemon, client: Client, tmp_path: Path) -> None:
         for each in tree:
             assert "org.freedesktop.DBus.Introspectable" in run("busctl", "introspect", NAME, each)
         busctl_void("call", path, VM, "Release", "a{sv}", "0")
-        heard = [json.loads(line) for line in until(lines, '"VMRemoved"')]
+        shown_lines = until(lines, '"VMRemoved"')
+        heard = [json.loads(line) for line in shown_lines if line.startswith("{")]
     signals = [message["member"] for message in heard if message["type"] == "signal"]
     assert signals == [
         "InterfacesAdded",
@@ -135,7 +145,8 @@ def test_busctl_shows_every_member(daemon: Daemon, client: Client) -> None:
 
 def test_gdbus(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    with listening(["gdbus", "monitor", "--system", "--dest", NAME], "is owned by") as lines:
+    monitor = ["gdbus", "monitor", "--system", "--dest", NAME]
+    with listening(monitor, lambda lines: until(lines, "is owned by")) as lines:
         launched = gdbus(
             ROOT, f"{MANAGER}.Launch", "'g'", str(SLEEP), f"[{{'path': <'{disk}'>}}]", "{}"
         )
