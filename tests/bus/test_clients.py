@@ -5,6 +5,7 @@ import json
 import select
 import shlex
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from svirtd.api import contract
 from tests.support import (
+    DEADLINE_S,
     MANAGER,
     NAME,
     ROOT,
@@ -54,10 +56,15 @@ def listening(argv: Sequence[str], ready: Callable[[IO[str]], object]) -> Iterat
         argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
         assert process.stdout is not None
+        # One that stays silent is ended, and with it whoever waits for its next line.
+        deadline = threading.Timer(3 * DEADLINE_S, process.kill)
+        deadline.start()
         try:
             ready(process.stdout)
             yield process.stdout
         finally:
+            deadline.cancel()
+            deadline.join()
             process.kill()
 
 
