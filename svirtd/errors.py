@@ -154,6 +154,10 @@ class UnitFailed(SvirtError):
     name = _OWN + "UnitFailed"
 
 
+class UnitStuck(UnitFailed):
+    """As UnitFailed, but a process of the unit may be left: nothing of it may be given away."""
+
+
 class Drift(SvirtError):
     """The book and the machine disagree in a way that a person must settle."""
 

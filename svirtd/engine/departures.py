@@ -42,6 +42,10 @@ class Departures:
         self._forget(stored)
         return False
 
+    def watched(self, stored: str) -> bool:
+        """Say whether a caller that was watched is still on the bus."""
+        return stored in self._watched
+
     def _forget(self, stored: str) -> None:
         end = self._watched.pop(stored, None)
         if end is not None:

@@ -64,7 +64,7 @@ class Operations:
 
     async def finish_launch(self, operation: Operation, entry: Entry, main_pid: int) -> Entry:
         """Close a launch whose labels all stand and whose unit runs."""
-        vm = replace(entry.vm, state=State.RUNNING, main_pid=main_pid)
+        vm = replace(entry.vm, state=State.RUNNING, reason="", main_pid=main_pid)
         running = Entry(vm, entry.holds)
         await self._doors.store.write(
             lambda db: entries.finish_launch(db, operation, running), durable=False
@@ -140,17 +140,23 @@ class Operations:
             return
         vm = operation.vm
         reason = f"{stuck[0].step.path}: {stuck[0].reason}"
-        failed = await self._doors.store.write(lambda db: entries.set_failed(db, vm, reason))
         self._events.drift(apply.findings(vm, outcomes))
+        await self.leave_failed(operation, entry, reason)
+        raise Drift(
+            f"VM {vm.name!r}: a label could not be given back ({reason}); mend that, then release "
+            "the VM"
+        )
+
+    async def leave_failed(self, operation: Operation, entry: Entry, reason: str) -> None:
+        """Leave an operation open that can be neither finished nor undone, its VM failed."""
+        failed = await self._doors.store.write(
+            lambda db: entries.set_failed(db, operation.vm, reason)
+        )
         after, cause = Entry(failed, entry.holds), Cause(operation.kind.value, operation.caller_uid)
         if operation.created:  # nobody has heard of it yet
             self._events.added(after, cause)
         else:
             self._events.changed(entry, after, cause)
-        raise Drift(
-            f"VM {vm.name!r}: a label could not be given back ({reason}); mend that, then release "
-            "the VM"
-        )
 
     async def _take(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
         def work() -> tuple[Outcome, ...]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from svirtd.book import pool, registry
 from svirtd.book.store import Database
 from svirtd.core.mcs import Context, parse_categories, parse_context
-from svirtd.core.model import VM, Caller, Command, Counts, Hold, Lifetime, Request, State
+from svirtd.core.model import VM, Caller, Command, Counts, Hold, Lifetime, Operation, Request, State
 from svirtd.core.names import check_socket_name, shown, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries
@@ -23,8 +23,16 @@ from svirtd.engine.entries import Begun, Launching
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.operations import Operations, vm_named
 from svirtd.engine.units import Units
-from svirtd.errors import Failed, InvalidArgs, LimitsExceeded, NoSuchVM
+from svirtd.errors import (
+    Failed,
+    InvalidArgs,
+    LimitsExceeded,
+    NoSuchVM,
+    SvirtError,
+    UnitStuck,
+)
 from svirtd.host import files, runtime
+from svirtd.host.bus import BusError, BusLost
 from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId
 from svirtd.host.kernel import Kernel
@@ -57,10 +65,11 @@ class Requests:
         """Label the resources for a VM that somebody else starts."""
         authorize(caller, Action.LABEL)
         async with self._operations.names.hold(request.name):
+            await self._watch_caller(caller, request)
             async with self._opened(request) as opened:
                 begun = await self._begin(caller, request, opened, None)
                 entry = await self._label_all(begun, opened)
-            await self._tie_to_caller(entry.vm)
+            await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("acquire", caller.uid))
         return entry.vm
 
@@ -71,10 +80,11 @@ class Requests:
         await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
         async with self._operations.names.hold(request.name):
+            await self._watch_caller(caller, request)
             async with self._opened(request) as opened:
                 begun = await self._begin(caller, request, opened, launching)
                 entry = await self._label_and_start(begun, opened, command, account)
-            await self._tie_to_caller(entry.vm)
+            await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("launch", caller.uid))
         return entry.vm
 
@@ -253,21 +263,45 @@ class Requests:
         if begun.operation is None:
             raise Failed("a launch has no entry in the ledger; nothing was started")
         await self._operations.label(begun.operation, opened)
-        vm, started = begun.entry.vm, False
         try:
-            main_pid = await self._units.start(vm, command, account)
-            started = True
-            return await self._operations.finish_launch(begun.operation, begun.entry, main_pid)
+            return await self._start(begun.operation, begun.entry, command, account)
+        except BusLost:
+            raise  # what became of the unit is not known: the next start looks and settles it
+        except UnitStuck as error:
+            await self._operations.leave_failed(begun.operation, begun.entry, str(error))
+            raise
         except Exception:
-            # Whatever it was: a process may not run under a label that the book gives away. A unit
-            # that could not be started is not touched, it may be somebody else's.
-            if started:
-                await self._units.end(vm)
+            # No process is left. The unit itself is not touched, it may be somebody else's.
             await self._operations.take_back(begun.operation)
             raise
 
-    async def _tie_to_caller(self, vm: VM) -> None:
-        if vm.lifetime is Lifetime.CALLER and not await self._departures.watch(vm.caller):
+    async def _start(
+        self, operation: Operation, entry: Entry, command: Command, account: runtime.Account
+    ) -> Entry:
+        main_pid = await self._units.start(entry.vm, command, account)
+        try:
+            return await self._operations.finish_launch(operation, entry, main_pid)
+        except SvirtError:
+            # A process may not run under a label that the book is about to give away.
+            await self._units.end(entry.vm)
+            raise
+
+    async def _watch_caller(self, caller: Caller, request: Request) -> None:
+        """Watch a caller before its VM is made: one that cannot be watched gets none."""
+        if request.lifetime is not Lifetime.CALLER:
+            return
+        try:
+            here = await self._departures.watch(self._departures.stored(caller.unique_name))
+        except (BusError, TimeoutError) as error:
+            raise Failed(
+                f"the bus does not let svirtd watch {caller.unique_name} ({error}); use lifetime "
+                "'release'"
+            ) from error
+        if not here:
+            raise Failed("the caller has left the bus")
+
+    async def _end_if_gone(self, vm: VM) -> None:
+        if vm.lifetime is Lifetime.CALLER and not self._departures.watched(vm.caller):
             # It left while we worked: the same end as leaving a moment later.
             self._doors.spawn(self._caller_gone(vm.caller))
 

@@ -28,7 +28,8 @@ class Units:
     async def start(self, vm: VM, command: Command, account: Account) -> int:
         """Make the runtime folder, start the unit, check the label; returns the main process.
 
-        Raises UnitFailed, LabelRefused, Failed; no process is left then, the folder may be.
+        Raises UnitFailed, LabelRefused, Failed; no process is left then, the folder may be. Raises
+        UnitStuck if a process may be left.
         """
         doors = self._doors
         await doors.in_file_thread(
@@ -78,9 +79,8 @@ class Units:
         self._doors.systemd.unwatch(vm.unit)
 
     async def end(self, vm: VM) -> None:
-        """Kill the unit and wait until no process of it is left. Raises UnitFailed."""
-        await self._doors.systemd.kill(vm.unit)
-        await self.stop(vm)
+        """Kill the unit and wait until no process of it is left. Raises UnitStuck."""
+        await self._doors.systemd.end(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
         self.forget(vm)
 
     async def _check_label(self, vm: VM, state: UnitState) -> None:

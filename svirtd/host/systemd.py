@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.core.model import UnitState
-from svirtd.errors import Failed, UnitFailed
-from svirtd.host.bus import BusError, BusLost, Connection, Message, Variant, escape_path
+from svirtd.errors import Failed, UnitFailed, UnitStuck
+from svirtd.host.bus import BusError, Connection, Message, Variant, escape_path
 
 _NAME: Final = "org.freedesktop.systemd1"
 _PATH: Final = "/org/freedesktop/systemd1"
@@ -105,11 +105,14 @@ class Systemd:
         """Start a transient unit and wait until its command was executed.
 
         The unit is watched from before its first moment. Raises UnitFailed with the unit's result;
-        no process of the unit is left then.
+        no process of the unit is left then. Raises UnitStuck if that is not sure; the unit is
+        watched on, so that its end is noticed.
         """
         self.watch(spec.name)
         try:
             return await self._start(spec, timeout_s)
+        except UnitStuck:
+            raise
         except BaseException:
             self.unwatch(spec.name)
             raise
@@ -124,12 +127,12 @@ class Systemd:
         except BusError as error:
             raise UnitFailed(f"systemd refused {spec.name}: {error.text}") from error
         except Failed as error:
-            await self._stop_quietly(spec.name, timeout_s)
+            await self.end(spec.name, timeout_s=timeout_s)
             raise UnitFailed(f"{spec.name} was not started: {error}") from error
         try:
             result = await self._job_done(reply.body[0], timeout_s)
         except TimeoutError as error:
-            await self._stop_quietly(spec.name, timeout_s)
+            await self.end(spec.name, timeout_s=timeout_s)
             raise UnitFailed(
                 f"{spec.name} did not start within {timeout_s:.0f} s; see journalctl -u {spec.name}"
             ) from error
@@ -216,12 +219,13 @@ class Systemd:
         with contextlib.suppress(BusError):
             await self._call("UnrefUnit", "s", [unit])
 
-    async def _stop_quietly(self, unit: str, timeout_s: float) -> None:
-        # The start has failed already; a failing stop must not hide that, the next reconciliation
-        # finds what is left.
-        with contextlib.suppress(UnitFailed, Failed, BusLost):
+    async def end(self, unit: str, *, timeout_s: float) -> None:
+        """Kill a unit and wait until none of its processes is left. Raises UnitStuck."""
+        try:
             await self.kill(unit)
             await self.stop(unit, timeout_s=timeout_s)
+        except (UnitFailed, Failed) as error:
+            raise UnitStuck(f"{unit} may still run under the VM's label: {error}") from error
 
     async def _job_done(self, job: str, timeout_s: float) -> str:
         if job in self._results:
