@@ -241,6 +241,7 @@ class UnitState:
     main_pid: int
     exit_code: int
     exit_status: int
+    context: str
 
     @property
     def ended(self) -> bool:

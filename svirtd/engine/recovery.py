@@ -84,7 +84,8 @@ class Recovery:
             return "finished"
         if await self._finish_acquire(operation):
             return "finished"
-        if operation.vm.unit:
+        # The launch may have been about to fail because somebody else's unit has the name.
+        if await self._units.is_ours(operation.vm):
             await self._units.stop(operation.vm)
         await self._operations.take_back(operation)
         return "undone"

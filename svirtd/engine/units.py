@@ -66,6 +66,11 @@ class Units:
             return None
         return state
 
+    async def is_ours(self, vm: VM) -> bool:
+        """Say whether the unit of the VM's name is there and was made for this very VM."""
+        state = await self._doors.systemd.state(vm.unit) if vm.unit else None
+        return state is not None and state.context == vm.process_context
+
     def adopt(self, vm: VM) -> None:
         """Notice the end of a unit that an earlier run of the daemon started."""
         self._doors.systemd.watch(vm.unit)

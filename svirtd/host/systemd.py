@@ -189,6 +189,7 @@ class Systemd:
             main_pid=service["MainPID"].value,
             exit_code=service["ExecMainCode"].value,
             exit_status=service["ExecMainStatus"].value,
+            context=service["SELinuxContext"].value[1],
         )
 
     async def unit_of_pid(self, pid: int) -> str:

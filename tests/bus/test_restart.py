@@ -8,6 +8,8 @@ import sqlite3
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from svirtd.host.bus import Variant
 from tests.support import Client, Daemon, image, label, set_label, svirt_units, wait_for
 
@@ -110,6 +112,40 @@ def test_a_launch_that_was_cut_off_is_undone(
     own_daemon.start()
     assert client.vms() == {}
     assert (label(disk), label(other)) == (None, None)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_launch_that_was_cut_off_stops_its_own_unit_only(
+    own_daemon: Daemon, client: Client, tmp_path: Path, ours: bool
+) -> None:
+    disk, gone = image(tmp_path / "a.img"), tmp_path / "gone"
+    client.acquire("vm", disk)
+    vm = client.properties("vm")
+    own_daemon.kill()
+    context = [f"--property=SELinuxContext={vm['ProcessContext']}"] if ours else []
+    argv = ["systemd-run", "-q", "--collect", "--unit=svirt-vm", *context, "sleep", "1000"]
+    subprocess.run(argv, check=True)
+    with sqlite3.connect(own_daemon.book) as book:
+        step = [os.stat(disk).st_dev, os.stat(disk).st_ino, str(disk), None, vm["ImageContext"]]
+        never = [1, 1, str(gone), None, vm["ImageContext"]]
+        book.execute("UPDATE vm SET unit = 'svirt-vm.service'")
+        book.execute(
+            "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
+            " VALUES ('launch', ?, 1, 0, ?, 0)",
+            [rank_of(book, "vm"), json.dumps([step, never])],
+        )
+    book.close()
+    own_daemon.start()
+    assert client.vms() == {}
+    assert label(disk) is None
+    if ours:
+        wait_for("its unit is gone", lambda: not svirt_units())
+    else:
+        assert svirt_units() == ["svirt-vm.service"]
+        subprocess.run(["systemctl", "stop", "svirt-vm"], check=True)
+    with sqlite3.connect(own_daemon.book) as book:  # the file that never was is a suspect for good
+        book.execute("DELETE FROM quarantine")
+    book.close()
 
 
 def test_an_acquire_whose_every_label_stands_is_finished(
