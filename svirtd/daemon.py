@@ -26,6 +26,7 @@ from svirtd.engine.doors import Doors
 from svirtd.engine.events import Events
 from svirtd.engine.log import Log
 from svirtd.engine.operations import Operations
+from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
 from svirtd.engine.requests import Requests
 from svirtd.engine.units import Units
@@ -201,7 +202,9 @@ class _Daemon:
         await recovery.run()
 
         features = ["caller-lifetime", "channels", "launch"]
-        objects = Objects(requests, doors, features + ["machined"] * (doors.machined is not None))
+        objects = Objects(
+            requests, Queries(doors), doors, features + ["machined"] * (doors.machined is not None)
+        )
         events.listen(objects)
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, self._spawn

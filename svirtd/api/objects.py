@@ -11,6 +11,7 @@ from svirtd.api.contract import MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT, VM, V
 from svirtd.core.model import Caller, Finding, Mode
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
+from svirtd.engine.queries import Queries
 from svirtd.engine.requests import Requests
 from svirtd.host.bus import Variant, escape_path
 
@@ -46,7 +47,10 @@ def vm_path(name: str) -> str:
 class Objects:
     """Handlers of every member that is svirtd's own, and the signals."""
 
-    def __init__(self, requests: Requests, doors: Doors, features: list[str]) -> None:
+    def __init__(
+        self, requests: Requests, queries: Queries, doors: Doors, features: list[str]
+    ) -> None:
+        self._queries = queries
         self._requests = requests
         self._doors = doors
         self._features = features
@@ -102,26 +106,26 @@ class Objects:
         return Reply([wire.plan_steps(plan)])
 
     async def _get_vm(self, call: Call) -> Reply:
-        entry = await self._requests.vm(call.caller, call.body[0])
+        entry = await self._queries.vm(call.caller, call.body[0])
         return Reply([vm_path(entry.vm.name)])
 
     async def _get_vm_by_pid(self, call: Call) -> Reply:
-        vm = await self._requests.vm_of_pid(call.caller, call.body[0])
+        vm = await self._queries.vm_of_pid(call.caller, call.body[0])
         return Reply([vm_path(vm.name)])
 
     async def _list_vms(self, call: Call) -> Reply:
-        vms = await self._requests.vms(call.caller)
+        vms = await self._queries.vms(call.caller)
         return Reply(
             [[[vm.name, vm.state.value, vm.unit, vm.owner_uid, vm_path(vm.name)] for vm in vms]]
         )
 
     async def _find_owners(self, call: Call) -> Reply:
-        owners = await self._requests.owners(call.caller, call.body[0])
+        owners = await self._queries.owners(call.caller, call.body[0])
         return Reply([[wire.owner(vm, hold, vm_path(vm.name)) for vm, hold in owners]])
 
     async def manager_properties(self, caller: Caller) -> dict[str, Variant]:
         """Return every property of org.svirt1.Manager."""
-        counts = await self._requests.counts(caller)
+        counts = await self._queries.counts(caller)
         doors = self._doors
         return {
             "Version": Variant("s", svirtd.__version__),
@@ -151,19 +155,19 @@ class Objects:
 
     async def vm_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
         """Return every property of one VM."""
-        entry = await self._requests.vm(caller, name)
+        entry = await self._queries.vm(caller, name)
         return wire.vm_properties(entry.vm, entry.holds)
 
     async def managed(self, caller: Caller) -> dict[str, dict[str, dict[str, Variant]]]:
         """Return every VM object with its properties, for GetManagedObjects."""
         return {
             vm_path(entry.vm.name): {VM: wire.vm_properties(entry.vm, entry.holds)}
-            for entry in await self._requests.entries(caller)
+            for entry in await self._queries.entries(caller)
         }
 
     async def children(self, caller: Caller) -> list[str]:
         """Return the path elements of the VM objects, for introspection."""
-        return [escape_path(vm.name) for vm in await self._requests.vms(caller)]
+        return [escape_path(vm.name) for vm in await self._queries.vms(caller)]
 
     # -- signals (engine.events.Listener) ---------------------------------------------------
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What callers may ask about: who is there, who holds what. Nothing is changed."""
+
+import os
+
+from svirtd.book import pool, registry
+from svirtd.book.store import Database
+from svirtd.core.mcs import parse_categories, parse_context
+from svirtd.core.model import VM, Caller, Counts, Hold
+from svirtd.core.names import shown
+from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Entry
+from svirtd.errors import InvalidArgs, LimitsExceeded, NoSuchVM
+from svirtd.host import files
+
+# Private sets that one set of categories may contain before FindOwners gives up.
+_SETS_MAX = 1024
+
+
+class Queries:
+    """Reads the book for callers. Every method raises SvirtError for what it refuses."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    async def vm(self, caller: Caller, name: str) -> Entry:
+        """Return the VM of this name with what it holds."""
+        authorize(caller, Action.READ)
+
+        def look(db: Database) -> Entry | None:
+            vm = registry.vm_by_name(db, name)
+            return None if vm is None else Entry(vm, tuple(registry.holds_of(db, vm)))
+
+        entry = await self._doors.store.read(look)
+        if entry is None:
+            raise NoSuchVM(f"no VM is named {shown(name)}; see svirtctl list")
+        return entry
+
+    async def vm_of_pid(self, caller: Caller, pid: int) -> VM:
+        """Return the VM that a process belongs to: by unit, or by the label it runs under."""
+        authorize(caller, Action.READ)
+        doors = self._doors
+        if not pid:  # 0 means "none" in the book, and "whoever asks" to systemd
+            raise NoSuchVM("there is no process 0")
+        vm = await doors.store.read(lambda db: registry.vm_by_pid(db, pid))
+        if vm is None:
+            unit = await doors.systemd.unit_of_pid(pid)
+            vm = await doors.store.read(lambda db: registry.vm_by_unit(db, unit)) if unit else None
+        if vm is None:
+            vm = await self._vm_by_label(pid)
+        if vm is None:
+            raise NoSuchVM(f"process {pid} belongs to no VM")
+        return vm
+
+    async def vms(self, caller: Caller) -> list[VM]:
+        """Return every VM, by name."""
+        authorize(caller, Action.READ)
+        limit = self._doors.config.limits.listed_vms
+        found = await self._doors.store.read(lambda db: registry.all_vms(db, limit))
+        if found is None:
+            raise LimitsExceeded(
+                f"the book has more than [limits] listed-vms = {limit} VMs; ask for one with GetVM"
+            )
+        return found
+
+    async def entries(self, caller: Caller) -> list[Entry]:
+        """Return every VM with what it holds."""
+        found = await self.vms(caller)
+
+        def look(db: Database) -> list[Entry]:
+            return [Entry(vm, tuple(registry.holds_of(db, vm))) for vm in found]
+
+        return await self._doors.store.read(look)
+
+    async def owners(self, caller: Caller, what: str) -> list[tuple[VM, Hold | None]]:
+        """Return who holds a path, a set of categories or a context."""
+        authorize(caller, Action.READ)
+        if what.startswith("/"):
+            return await self._owners_of_path(what)
+        try:
+            categories = (
+                parse_context(what).categories if what.count(":") > 1 else parse_categories(what)
+            )
+            ranks = self._doors.shape.ranks_within(categories, _SETS_MAX)
+        except ValueError as error:
+            raise InvalidArgs(
+                f"{what[:64]!r} is not an absolute path, a category set such as c17,c402, or a "
+                f"context ({error})"
+            ) from None
+
+        def look(db: Database) -> list[tuple[VM, Hold | None]]:
+            found = [registry.vm_by_rank(db, rank) for rank in ranks]
+            return [(vm, None) for vm in found if vm is not None]
+
+        return await self._doors.store.read(look)
+
+    async def counts(self, caller: Caller) -> Counts:
+        """Return the live figures of the book."""
+        authorize(caller, Action.READ)
+        return await self._doors.store.read(pool.counts)
+
+    async def _vm_by_label(self, pid: int) -> VM | None:
+        doors = self._doors
+        if not doors.kernel.enabled():
+            return None
+        try:
+            context = parse_context(await doors.in_file_thread(doors.kernel.process_label, pid))
+            rank = doors.shape.rank_of(context.categories)
+        except (OSError, ValueError):
+            return None  # no such process, or its label is not a VM's: it belongs to none
+        if context.type != doors.contexts.process.type:
+            return None
+        return await doors.store.read(lambda db: registry.vm_by_rank(db, rank))
+
+    async def _owners_of_path(self, path: str) -> list[tuple[VM, Hold | None]]:
+        identity = await self._doors.in_file_thread(files.identity_of, path)
+
+        def look(db: Database) -> list[tuple[VM, Hold]]:
+            # A file that is gone can still be asked for by the name it had.
+            if identity is not None:
+                return registry.holders_of(db, identity)
+            return registry.holders_at(db, os.path.normpath(path))
+
+        return [(vm, hold) for vm, hold in await self._doors.store.read(look)]
