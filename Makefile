@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+#
+#   make                  builds what is built: the policy module, and the libraries that are shipped
+#   make install DESTDIR= installs the daemon, its client, units, D-Bus files, policy and manual pages
+#   make deb              builds build/svirtd_VERSION_all.deb
+#
+# Needs make, the policy's development files (selinux-policy-dev), and pip; "make deb" debhelper too.
+# Only the libraries are fetched, and their sums checked: see packaging/requirements.txt.
+
+prefix ?= /usr
+bindir ?= $(prefix)/bin
+libdir ?= $(prefix)/lib/svirtd
+datadir ?= $(prefix)/share
+mandir ?= $(datadir)/man
+sysconfdir ?= /etc
+unitdir ?= $(prefix)/lib/systemd/system
+policydevdir ?= $(datadir)/selinux/devel
+
+PIP ?= /usr/bin/python3 -m pip
+INSTALL ?= install
+VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+
+module := build/policy/svirtd.pp
+vendor := build/vendor/.stamp
+deb := build/svirtd_$(VERSION)_all.deb
+modules := $(sort $(shell find svirtd -name '*.py'))
+fill = sed -e 's|@libdir@|$(libdir)|g' -e 's|@bindir@|$(bindir)|g' -e 's|@datadir@|$(datadir)|g' \
+	-e 's|@unitdir@|$(unitdir)|g'
+
+.PHONY: all policy vendor install deb clean
+all: policy vendor
+policy: $(module)
+vendor: $(vendor)
+deb: $(deb)
+
+# The policy's Makefile works where it is called.
+$(module): policy/svirtd.te policy/svirtd.if policy/svirtd.fc
+	mkdir -p build/policy
+	cp $^ build/policy
+	$(MAKE) -C build/policy -f $(policydevdir)/Makefile svirtd.pp
+
+$(vendor): packaging/requirements.txt
+	rm -rf build/vendor
+	$(PIP) install --quiet --target build/vendor --no-compile --no-deps --require-hashes \
+		--only-binary :all: -r packaging/requirements.txt
+	rm -rf build/vendor/bin
+	touch $@
+
+install: all
+	$(INSTALL) -d $(DESTDIR)$(libdir) $(DESTDIR)$(bindir) $(DESTDIR)$(unitdir)
+	cp -pR build/vendor/. $(DESTDIR)$(libdir)
+	rm $(DESTDIR)$(libdir)/.stamp
+	for file in $(modules); do $(INSTALL) -D -m 644 $$file $(DESTDIR)$(libdir)/$$file || exit; done
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(libdir)/svirtd/contract dbus/*.xml
+	$(fill) -e 's|@module@|svirtd.daemon|' packaging/launcher.in >$(DESTDIR)$(bindir)/svirtd
+	$(fill) -e 's|@module@|svirtd.ctl.main|' packaging/launcher.in >$(DESTDIR)$(bindir)/svirtctl
+	$(fill) packaging/selinux-policy.in >$(DESTDIR)$(libdir)/selinux-policy
+	chmod 755 $(DESTDIR)$(bindir)/svirtd $(DESTDIR)$(bindir)/svirtctl $(DESTDIR)$(libdir)/selinux-policy
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(sysconfdir)/svirtd units/svirtd.toml
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system.d dbus/org.svirt1.conf
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module)
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(policydevdir)/include/contrib policy/svirtd.if
+	for page in man/*.[0-9]; do \
+		$(INSTALL) -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; \
+	done
+
+# In a copy of the tree, with the libraries fetched before: the build itself needs no network.
+$(deb): $(vendor) $(modules) $(wildcard dbus/* man/* units/* policy/* packaging/* packaging/debian/*) \
+		Makefile pyproject.toml README.md NEWS
+	rm -rf build/deb
+	mkdir -p build/deb/svirtd/build
+	cp -pR Makefile pyproject.toml README.md NEWS svirtd dbus man units policy packaging build/deb/svirtd
+	cp -pR build/vendor build/deb/svirtd/build
+	cp -pR packaging/debian build/deb/svirtd/debian
+	cd build/deb/svirtd && dpkg-buildpackage --build=all --no-sign --unsigned-changes >../log 2>&1 \
+		|| { cat ../log >&2; exit 1; }
+	cp build/deb/svirtd_$(VERSION)_all.deb $@
+
+clean:
+	rm -rf build
