@@ -20,9 +20,10 @@ from svirtd.book import pool
 from svirtd.book.pool import PoolText
 from svirtd.book.store import Store
 from svirtd.config import Config
-from svirtd.core.model import Contexts, Mode
+from svirtd.core.model import Contexts
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
+from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.events import Events
 from svirtd.engine.log import Log
 from svirtd.engine.operations import Operations
@@ -46,12 +47,16 @@ _STATUS_S: Final = 10.0
 _QUARANTINE_S: Final = 60.0
 # New objects before the young are looked through; a call makes a few hundred.
 _COLLECT_AFTER: Final = (20_000, 10, 10)
-_EXIT_START: Final = 1
+_EXIT_FAILED: Final = 1
 _EXIT_CONFIG: Final = 2
+_EXIT_START: Final = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the daemon; returns the exit code: 0 stopped, 1 cannot run, 2 bad usage or settings."""
+    """Run the daemon; returns the exit code.
+
+    0 stopped, 1 cannot go on (another try may do), 2 bad usage or settings, 3 cannot run here.
+    """
     parser = argparse.ArgumentParser(
         prog="svirtd", description="Label isolation for virtual machines. See svirtd(8)."
     )
@@ -65,12 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _give_up(journal, str(error), _EXIT_CONFIG)
     if os.geteuid() != 0:
         return _give_up(journal, "svirtd must run as root: only root can set labels", _EXIT_START)
-    problems: list[str] = []
+    problems: list[BaseException] = []
     try:
         _run(config, options.config, journal)
     except* (StartError, SvirtError, BusLost, BusError, TimeoutError) as group:
-        problems = [str(error) or type(error).__name__ for error in _leaves(group)]
-    return _give_up(journal, "; ".join(problems), _EXIT_START) if problems else 0
+        problems = _leaves(group)
+    if not problems:
+        return 0
+    here = any(isinstance(error, StartError) for error in problems)
+    text = "; ".join(str(error) or type(error).__name__ for error in problems)
+    return _give_up(journal, text, _EXIT_START if here else _EXIT_FAILED)
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
@@ -90,50 +99,34 @@ def _give_up(journal: Journal, why: str, code: int) -> int:
 
 def _run(config: Config, config_path: str | None, journal: Journal) -> None:
     kernel = Kernel()
-    mode = _allowed_mode(kernel, config)
     contexts = _contexts(kernel, config)
+    enforcement = Enforcement(kernel, config, contexts)
+    enforcement.check_start()
     store = Store.open(config.registry_path, group_commit=config.group_commit)
     try:
         text = PoolText(config.private, config.groups, config.reserved, config.private_size)
         shape = config.shape
         permutation = store.now(lambda db: pool.prepare(db, text, shape))
         daemon = _Daemon(config, config_path, journal)
-        asyncio.run(daemon.serve(kernel, mode, contexts, store, shape, permutation))
+        asyncio.run(daemon.serve(kernel, enforcement, contexts, store, shape, permutation))
     finally:
         store.close()
-
-
-def _allowed_mode(kernel: Kernel, config: Config) -> Mode:
-    """Fail closed: labels that nobody enforces are served only where that was asked for."""
-    mode = kernel.mode()
-    allowed = {
-        "enforcing": (Mode.ENFORCING,),
-        "permissive": (Mode.ENFORCING, Mode.PERMISSIVE),
-        "none": tuple(Mode),
-    }[config.require]
-    if mode not in allowed:
-        raise StartError(
-            f"SELinux is {mode.value} on this host and [selinux] require = "
-            f'"{config.require}": labels would keep nothing apart. Boot with SELinux enforcing, or '
-            'set require = "none" to have labels written without protection'
-        )
-    return mode
 
 
 def _contexts(kernel: Kernel, config: Config) -> Contexts:
     default = None
     if None in (config.process_context, config.image_context, config.content_context):
         default = kernel.default_contexts()
-    found = []
-    for given, name in (
-        (config.process_context, "process"),
-        (config.image_context, "image"),
-        (config.content_context, "content"),
-    ):
-        context = given if given is not None else getattr(default, name)
-        kernel.check_context(str(context))
-        found.append(context)
-    return Contexts(*found)
+    return Contexts(
+        *(
+            given if given is not None else getattr(default, name)
+            for given, name in (
+                (config.process_context, "process"),
+                (config.image_context, "image"),
+                (config.content_context, "content"),
+            )
+        )
+    )
 
 
 class _Daemon:
@@ -150,7 +143,7 @@ class _Daemon:
     async def serve(
         self,
         kernel: Kernel,
-        mode: Mode,
+        enforcement: Enforcement,
         contexts: Contexts,
         store: Store,
         shape: Any,
@@ -168,7 +161,7 @@ class _Daemon:
                 shape=shape,
                 permutation=permutation,
                 contexts=contexts,
-                mode=mode,
+                enforcement=enforcement,
                 kernel=kernel,
                 bus=bus,
                 bus_id=bus_id,
@@ -219,16 +212,25 @@ class _Daemon:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
+        standing = doors.enforcement.now()
         notify.ready(await self._status())
         self._journal.record(
             MessageId.STARTED,
-            f"svirtd {__version__} serves {contract.NAME}; SELinux is {doors.mode.value}"
-            + ("" if doors.mode is Mode.ENFORCING else ": labels are NOT ENFORCED"),
+            f"svirtd {__version__} serves {contract.NAME}; SELinux is {standing.mode.value}"
+            + (
+                "" if standing.enforced else f": labels are NOT ENFORCED {standing.problem}"
+            ).rstrip(),
             priority=Priority.NOTICE,
         )
         background = [
             asyncio.ensure_future(work)
-            for work in (self._lost(bus), self._watch(bus), self._tell(), self._clean(recovery))
+            for work in (
+                self._lost(bus),
+                self._watch(bus),
+                self._tell(),
+                self._clean(recovery),
+                doors.enforcement.watch(events),
+            )
         ]
         stop = asyncio.ensure_future(self._stop.wait())
         done, _ = await asyncio.wait([stop, *background], return_when=asyncio.FIRST_COMPLETED)
@@ -299,7 +301,7 @@ class _Daemon:
             f"{counts.vms_active} VMs active; {counts.pairs_in_use} of {self._doors.shape.total} "
             f"category sets in use, {counts.pairs_quarantined} in quarantine"
         )
-        return text if self._doors.mode is Mode.ENFORCING else f"NOT ENFORCED: {text}"
+        return text if self._doors.enforcement.now().enforced else f"NOT ENFORCED: {text}"
 
     def _reload(self) -> None:
         self._spawn(self._reload_now())

@@ -8,7 +8,7 @@ from typing import Any
 import svirtd
 from svirtd.api import wire
 from svirtd.api.contract import MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT, VM, VM_FOLDER
-from svirtd.core.model import Caller, Finding, Mode
+from svirtd.core.model import Caller, Finding, Standing
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
 from svirtd.engine.queries import Queries
@@ -130,9 +130,7 @@ class Objects:
         return {
             "Version": Variant("s", svirtd.__version__),
             "Features": Variant("as", self._features),
-            "SELinuxMode": Variant("s", doors.mode.value),
-            "Enforced": Variant("b", doors.mode is Mode.ENFORCING),
-            "PolicyName": Variant("s", doors.kernel.policy_name()),
+            **_standing(doors.enforcement.now()),
             "PairsTotal": Variant("t", doors.shape.total),
             "PairsInUse": Variant("t", counts.pairs_in_use),
             "PairsQuarantined": Variant("t", counts.pairs_quarantined),
@@ -197,6 +195,21 @@ class Objects:
         )
         self.emit(ROOT, MANAGER, "VMRemoved", "so", [entry.vm.name, path])
 
+    def enforcement(self, before: Standing, after: Standing) -> None:
+        """The kernel does something else with labels than before, or by another policy."""
+        old = _standing(before)
+        changes = {name: value for name, value in _standing(after).items() if value != old[name]}
+        if changes:
+            self.emit(ROOT, PROPERTIES, "PropertiesChanged", "sa{sv}as", [MANAGER, changes, []])
+
     def drift(self, finding: Finding) -> None:
         """An object is not what the book says."""
         self.emit(ROOT, MANAGER, "DriftFound", "a{sv}", [wire.finding(finding)])
+
+
+def _standing(standing: Standing) -> dict[str, Variant]:
+    return {
+        "SELinuxMode": Variant("s", standing.mode.value),
+        "Enforced": Variant("b", standing.enforced),
+        "PolicyName": Variant("s", standing.policy),
+    }

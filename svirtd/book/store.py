@@ -274,6 +274,9 @@ def _set_up(path: str, db: Database) -> None:
         "trusted_schema": 0,
         "wal_autocheckpoint": 0,
         "journal_size_limit": -1,
+        # What SQLite would put into a temporary file stays in memory: nothing of the book leaves
+        # its folder, and the daemon's domain needs no other place to write.
+        "temp_store": 2,
     }
     for name, value in wanted.items():
         db.execute(f"PRAGMA {name}={value}").fetchall()

@@ -211,6 +211,20 @@ class Contexts:
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """What the kernel does with labels, by which policy, and what that policy fails to do."""
+
+    mode: Mode
+    policy: str
+    problem: str
+
+    @property
+    def enforced(self) -> bool:
+        """Whether labels keep VMs apart."""
+        return self.mode is Mode.ENFORCING and not self.problem
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Live figures of the book."""
 

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from svirtd.book.store import Store
 from svirtd.config import Config
-from svirtd.core.model import Contexts, Mode
+from svirtd.core.model import Contexts
 from svirtd.core.plan import Rules
 from svirtd.core.pool import Permutation, Shape
+from svirtd.engine.enforcement import Enforcement
 from svirtd.host.bus import Connection
 from svirtd.host.journal import Journal
 from svirtd.host.kernel import Kernel
@@ -30,7 +31,7 @@ class Doors:
     shape: Shape
     permutation: Permutation
     contexts: Contexts
-    mode: Mode
+    enforcement: Enforcement
     kernel: Kernel
     bus: Connection
     bus_id: str

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from svirtd.core.model import VM, Finding, Hold
+from svirtd.core.model import VM, Finding, Hold, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,9 @@ class Listener(Protocol):
     def drift(self, finding: Finding) -> None:
         """An object was found to be other than the book says, and was left alone."""
 
+    def enforcement(self, before: Standing, after: Standing, /) -> None:
+        """The kernel does something else with labels than before, or by another policy."""
+
 
 class Events:
     """Passes events on, in the order in which they happened, once the reply has left.
@@ -73,6 +76,11 @@ class Events:
         """Objects were found to be other than the book says, and were left alone."""
         for finding in findings:
             self._later(functools.partial(_tell_drift, finding))
+
+    def enforcement(self, before: Standing, after: Standing) -> None:
+        """The kernel does something else with labels than before, or by another policy."""
+        if before != after:
+            self._later(lambda to: to.enforcement(before, after))
 
     def deliver(self) -> None:
         """Tell the listeners what has happened so far."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Events as structured records."""
 
-from svirtd.core.model import Finding
+from svirtd.core.model import Finding, Standing
 from svirtd.engine.events import Cause, Entry
 from svirtd.host.journal import Journal, MessageId, Priority
 
@@ -35,6 +35,19 @@ class Log:
             SVIRT_PATH=finding.path,
             SVIRT_EXPECTED=finding.expected,
             SVIRT_FOUND=finding.found,
+        )
+
+    def enforcement(self, _before: Standing, after: Standing) -> None:
+        """The kernel does something else with labels than before, or by another policy."""
+        text = f"SELinux is {after.mode.value} now, policy {after.policy or '(none)'}"
+        if not after.enforced:
+            text += f": labels are NOT ENFORCED{after.problem and f', {after.problem}'}"
+        self._journal.record(
+            MessageId.ENFORCEMENT,
+            text,
+            priority=Priority.NOTICE if after.enforced else Priority.ERROR,
+            SVIRT_MODE=after.mode.value,
+            SVIRT_POLICY=after.policy,
         )
 
     def _vm(self, message_id: MessageId, entry: Entry, cause: Cause) -> None:

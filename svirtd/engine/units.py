@@ -4,7 +4,7 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
-from svirtd.core.model import VM, Command, Mode, UnitState
+from svirtd.core.model import VM, Command, UnitState
 from svirtd.core.names import machine_id, machine_name
 from svirtd.engine.doors import Doors
 from svirtd.errors import LabelRefused, SvirtError
@@ -90,7 +90,7 @@ class Units:
 
     async def _check_label(self, vm: VM, state: UnitState) -> None:
         """The label is what the whole promise rests on: asked of the kernel, never assumed."""
-        if self._doors.mode is Mode.DISABLED:
+        if not self._doors.kernel.enabled():
             return
         try:
             found = self._doors.kernel.process_label(state.main_pid)

@@ -9,10 +9,12 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import Contexts, Mode
+from svirtd.core.separation import Decision
 from svirtd.errors import LabelRefused, StartError
 
 XATTR: Final = "security.selinux"
@@ -22,6 +24,8 @@ _PROCESS: Final = "system_u:system_r:svirt_t:s0"
 _IMAGE: Final = "system_u:object_r:svirt_image_t:s0"
 _CONTENT: Final = "system_u:object_r:virt_content_t:s0"
 
+# SELINUX_AVD_FLAGS_PERMISSIVE, which the binding does not have.
+_PERMISSIVE_DOMAIN: Final = 0x1
 _NO_LABELS: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -49,25 +53,69 @@ class NoLabels(Exception):
     """The file system of an object cannot keep a label."""
 
 
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What the kernel does with labels, and how many policies it has loaded since it booted."""
+
+    mode: Mode
+    policies_loaded: int
+
+
 class Kernel:
     """What this host's kernel and policy say. Thread-safe."""
 
     def __init__(self) -> None:
+        """Raises StartError."""
         self._selinux = _binding()
+        # Whether there is SELinux is settled when the kernel boots.
+        self._enabled = bool(self._selinux.is_selinux_enabled())
+        if self._enabled:
+            try:
+                # Without the fallback to netlink, which tells nothing in a network namespace.
+                self._selinux.selinux_status_open(0)
+            except OSError as error:
+                raise StartError(
+                    f"the kernel's SELinux status page cannot be read ({error}); svirtd must learn "
+                    "when enforcing is switched off"
+                ) from error
 
-    def mode(self) -> Mode:
-        """Return what the kernel does with labels now."""
-        if not self._selinux.is_selinux_enabled():
-            return Mode.DISABLED
-        return Mode.ENFORCING if self._selinux.security_getenforce() == 1 else Mode.PERMISSIVE
+    def status(self) -> Status:
+        """Return what the kernel does with labels now: read from memory, no system call."""
+        if not self._enabled:
+            return Status(Mode.DISABLED, 0)
+        enforcing = self._selinux.selinux_status_getenforce() == 1
+        return Status(
+            Mode.ENFORCING if enforcing else Mode.PERMISSIVE,
+            self._selinux.selinux_status_policyload(),
+        )
 
     def enabled(self) -> bool:
         """Say whether the kernel has SELinux and a policy at all."""
-        return bool(self._selinux.is_selinux_enabled())
+        return self._enabled
+
+    def decide(self, source: Context, target: Context, kind: str) -> Decision:
+        """Return what the loaded policy lets `source` do to `target` of class `kind`.
+
+        Only on a kernel with SELinux. Raises OSError, also for a class that the policy lacks.
+        """
+        number = self._selinux.string_to_security_class(kind)
+        if not number:
+            raise OSError(errno.EINVAL, f"the policy has no class {kind}")
+        decision = self._selinux.av_decision()
+        self._selinux.security_compute_av_flags_raw(str(source), str(target), number, 0, decision)
+        allowed = {
+            self._selinux.security_av_perm_to_string(number, 1 << bit)
+            for bit in range(32)
+            if decision.allowed >> bit & 1
+        }
+        return Decision(
+            frozenset(name for name in allowed if name),
+            permissive=bool(decision.flags & _PERMISSIVE_DOMAIN),
+        )
 
     def policy_name(self) -> str:
         """Return the name of the loaded policy, empty where there is none."""
-        if not self._selinux.is_selinux_enabled():
+        if not self._enabled:
             return ""
         result, name = self._selinux.selinux_getpolicytype()
         return str(name) if result == 0 else ""
@@ -77,7 +125,7 @@ class Kernel:
 
         Raises StartError if a policy is loaded and its files do not say.
         """
-        if not self._selinux.is_selinux_enabled():
+        if not self._enabled:
             return Contexts(parse_context(_PROCESS), parse_context(_IMAGE), parse_context(_CONTENT))
         domains = self._policy_file(self._selinux.selinux_virtual_domain_context_path(), 1)
         images = self._policy_file(self._selinux.selinux_virtual_image_context_path(), 2)
@@ -104,7 +152,7 @@ class Kernel:
         """
         try:
             parse_context(context)
-            if self._selinux.is_selinux_enabled():
+            if self._enabled:
                 self._selinux.security_check_context_raw(context)
         except (ValueError, OSError) as error:
             raise LabelRefused(
@@ -148,7 +196,7 @@ class Kernel:
     @contextlib.contextmanager
     def sockets_at(self, context: str) -> Iterator[None]:
         """Sockets that this thread makes inside get `context`. Raises LabelRefused."""
-        if not self._selinux.is_selinux_enabled():
+        if not self._enabled:
             yield
             return
         try:
@@ -162,6 +210,6 @@ class Kernel:
 
     def own_context(self) -> Context | None:
         """Return this process's context, None without SELinux."""
-        if not self._selinux.is_selinux_enabled():
+        if not self._enabled:
             return None
         return parse_context(str(self._selinux.getcon_raw()[1]))

@@ -61,6 +61,11 @@ def _unit_properties(spec: UnitSpec) -> list[list[Any]]:
         ("SELinuxContext", "s", spec.context),
         ("ExecStartEx", "a(sasas)", exec_start),
         ("Environment", "as", list(spec.environment)),
+        # A VM that runs as root is root in name only, and no program it executes gets it more. The
+        # policy lets systemd start a VM's domain all the same (nnp_transition).
+        ("NoNewPrivileges", "b", True),
+        ("CapabilityBoundingSet", "t", 0),
+        ("AmbientCapabilities", "t", 0),
     ]
     if spec.user:
         fixed.append(("User", "s", spec.user))

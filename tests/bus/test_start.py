@@ -13,7 +13,7 @@ from svirtd.host.bus import BUS, Message
 from tests.sandbox import Sandbox
 from tests.support import DEADLINE_S, NAME, REPO, Client, Daemon
 
-CANNOT_RUN = 1
+CANNOT_RUN = 3
 BAD_CONFIG = 2
 
 

@@ -74,7 +74,7 @@ _SQL: Final = re.compile(
 
 _SPDX: Final = "SPDX-License-Identifier: LGPL-2.1-or-later"
 # Plain text without a way to write a comment.
-_NO_COMMENTS: Final = {"LICENSE", "NEWS"}
+_NO_COMMENTS: Final = {"LICENSE", "NEWS", "changelog", "copyright", "format"}
 _UNFINISHED: Final = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + r"XX|HA" + r"CK)\b")
 
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a policy must answer before its labels keep VMs apart. Pure: the engine asks the kernel.
+
+Categories bind only domains that the policy constrains by them (mcs_constrained_type in the
+reference policy); under any other type a VM may use every image of the host, whatever the labels
+say. So the questions are about what counts, what one VM may do to another, and not about names of
+attributes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from svirtd.core.mcs import Context
+from svirtd.core.model import Contexts
+
+# What a VM may do with what is its own. Without it no VM runs, and the refusals below would prove
+# nothing: a policy that knows none of these types refuses all.
+_OWN_IMAGE: Final = frozenset({"open", "read", "write"})
+_OWN_CONTENT: Final = frozenset({"open", "read"})
+# What it may not, each on its own.
+_OTHERS_IMAGE: Final = ("open", "read", "write", "append", "setattr", "unlink", "execute")
+_OTHERS_CONTENT: Final = ("open", "read")
+_CONTENT_OF_ALL: Final = ("write", "append")
+_OTHERS_PROCESS: Final = ("signal", "sigkill", "sigstop", "ptrace", "transition", "dyntransition")
+# One that could relabel would give its disk, or itself, to whom it likes.
+_LABELS: Final = ("relabelfrom", "relabelto")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The policy's word on one subject, object and class."""
+
+    allowed: frozenset[str]
+    permissive: bool
+    """Whether the subject's domain is permissive: what is not allowed happens all the same."""
+
+
+Ask = Callable[[Context, Context, str], Decision]
+
+
+def problems(
+    contexts: Contexts, mine: frozenset[int], others: frozenset[int], ask: Ask
+) -> list[str]:
+    """Return what of the policy breaks the isolation of two VMs, a sentence each; none is good.
+
+    `mine` and `others` are private sets; such as share all but one category make the hardest case.
+    `ask` returns what the loaded policy decides for subject, object and class.
+    """
+    me = contexts.process.with_categories(mine)
+    return [
+        *_permissive(me, ask),
+        *_unusable(me, contexts.image.with_categories(mine), _OWN_IMAGE, ask),
+        *_unusable(me, contexts.content.with_categories(mine), _OWN_CONTENT, ask),
+        *_open(me, contexts.image.with_categories(others), "file", _OTHERS_IMAGE, ask),
+        *_open(me, contexts.content.with_categories(others), "file", _OTHERS_CONTENT, ask),
+        *_open(me, contexts.content.with_categories(frozenset()), "file", _CONTENT_OF_ALL, ask),
+        *_open(me, contexts.process.with_categories(others), "process", _OTHERS_PROCESS, ask),
+        *_open(me, contexts.image.with_categories(mine), "file", _LABELS, ask),
+    ]
+
+
+def _permissive(me: Context, ask: Ask) -> Iterator[str]:
+    if ask(me, me, "process").permissive:
+        yield (
+            f"{me.type} is a permissive domain in the loaded policy, nothing is denied to it: "
+            f"semanage permissive -d {me.type}"
+        )
+
+
+def _unusable(me: Context, own: Context, needed: frozenset[str], ask: Ask) -> Iterator[str]:
+    missing = needed - ask(me, own, "file").allowed
+    if missing:
+        yield f"{me} may not {_listed(missing)} its own file {own}"
+
+
+def _open(
+    me: Context, target: Context, kind: str, forbidden: Iterable[str], ask: Ask
+) -> Iterator[str]:
+    found = ask(me, target, kind).allowed & set(forbidden)
+    if found:
+        yield f"{me} may {_listed(found)} the {kind} {target}"
+
+
+def _listed(permissions: Iterable[str]) -> str:
+    return ", ".join(sorted(permissions))

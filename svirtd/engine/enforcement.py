@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether labels keep VMs apart on this host, now. Asked of the kernel, never remembered.
+
+An administrator can switch enforcing off or load another policy at any moment. The kernel's status
+page tells both without a system call, so every request looks again; between requests a task does.
+"""
+
+import asyncio
+from typing import Final
+
+from svirtd.config import Config
+from svirtd.core import separation
+from svirtd.core.model import Contexts, Mode, Standing
+from svirtd.engine.events import Events
+from svirtd.errors import LabelRefused, NotEnforcing, StartError
+from svirtd.host.kernel import Kernel, Status
+
+_LOOK_S: Final = 1.0
+_ALLOWED: Final = {
+    "enforcing": (Mode.ENFORCING,),
+    "permissive": (Mode.ENFORCING, Mode.PERMISSIVE),
+    "none": tuple(Mode),
+}
+_ADVICE: Final = (
+    "Use a process type that the policy constrains by categories (svirt_t in the reference policy; "
+    "seinfo -a mcs_constrained_type -x lists them), see [labels] process-context"
+)
+
+
+class Enforcement:
+    """The one judge of whether a VM may be labelled or started under the kernel as it is."""
+
+    def __init__(self, kernel: Kernel, config: Config, contexts: Contexts) -> None:
+        self._kernel = kernel
+        self._require = config.require
+        self._contexts = contexts
+        # Two sets that share all but one category: if these are kept apart, any two are.
+        self._mine = config.shape.categories_of(0)
+        spare = next(number for number in range(len(self._mine) + 1) if number not in self._mine)
+        self._others = self._mine - {max(self._mine)} | {spare}
+        self._seen: Status | None = None
+        self._standing = Standing(Mode.DISABLED, "", "")
+
+    def now(self) -> Standing:
+        """Return how it stands at this moment."""
+        status = self._kernel.status()
+        if status != self._seen:
+            self._standing = Standing(
+                status.mode, self._kernel.policy_name(), self._problem(status.mode)
+            )
+            self._seen = status
+        return self._standing
+
+    def check_start(self) -> None:
+        """Raise StartError where svirtd may not serve.
+
+        Fail closed: labels that nobody enforces are served only where that was asked for.
+        """
+        standing = self.now()
+        if standing.mode not in _ALLOWED[self._require]:
+            raise StartError(
+                f"SELinux is {standing.mode.value} on this host and [selinux] require = "
+                f'"{self._require}": labels would keep nothing apart. Boot with SELinux enforcing, '
+                'or set require = "none" to have labels written without protection'
+            )
+        if standing.problem and self._require != "none":
+            raise StartError(
+                f"the loaded policy does not keep VMs apart: {standing.problem}. {_ADVICE}"
+            )
+
+    def refuse_unprotected(self) -> None:
+        """Raise NotEnforcing if a VM that is labelled or started now would not be isolated.
+
+        Given as often as asked: what was true at the start may not be true any more.
+        """
+        standing = self.now()
+        if standing.mode not in _ALLOWED[self._require]:
+            raise NotEnforcing(
+                f"SELinux has become {standing.mode.value} on this host and [selinux] require = "
+                f'"{self._require}": nothing would keep the VM apart. Switch it back (setenforce 1)'
+            )
+        if standing.problem and self._require != "none":
+            raise NotEnforcing(
+                f"the policy that was loaded meanwhile does not keep VMs apart: "
+                f"{standing.problem}. {_ADVICE}"
+            )
+
+    async def watch(self, events: Events) -> None:
+        """Tell of every change, for ever."""
+        before = self.now()
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            after = self.now()
+            events.enforcement(before, after)
+            before = after
+
+    def _problem(self, mode: Mode) -> str:
+        """Say what is wrong with the loaded policy, empty if nothing is."""
+        if mode is Mode.DISABLED:
+            return ""
+        try:
+            for context in (self._contexts.process, self._contexts.image, self._contexts.content):
+                self._kernel.check_context(str(context.with_categories(self._mine)))
+            found = separation.problems(
+                self._contexts, self._mine, self._others, self._kernel.decide
+            )
+        except LabelRefused as error:
+            return str(error)
+        except OSError as error:
+            # Not sure is no: a policy that cannot be asked may not be trusted.
+            return f"the kernel does not tell what it allows ({error})"
+        return "; ".join(found)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Builds the guest: a Debian tree, the package installed in it, a labelled image of it.
+
+Each part is kept below .cache/guest under a name that contains a hash of all that it was made from,
+and made anew when that changes. SELinux is nowhere needed on the host: modules are loaded into the
+tree's policy store and its files labelled with the tree's own tools.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+REPO: Final = Path(__file__).resolve().parents[2]
+CACHE: Final = REPO / ".cache" / "guest"
+_INSIDE: Final = Path(__file__).parent / "inside"
+_IMAGE_BYTES: Final = 4 << 30
+_APT_TIMEOUT_S: Final = 900
+_STEP_TIMEOUT_S: Final = 300
+
+# A system that boots, SELinux, what the package depends on.
+_COMMON: Final = (
+    *("systemd-sysv", "dbus", "udev", "kmod", "init-system-helpers"),
+    *("selinux-basics", "selinux-policy-default", "selinux-utils", "policycoreutils"),
+    *("python3", "python3-selinux", "python3-systemd"),
+)
+# The kernel and QEMU, for the guest's VMs and for the host to run the guest with; what tests need.
+_GUEST: Final = (
+    *_COMMON,
+    *("linux-image-cloud-amd64", "qemu-system-x86", "qemu-utils", "auditd", "setools"),
+    *("systemd-container", "polkitd", "python3-pytest", "python3-gi", "gir1.2-glib-2.0"),
+    *("libglib2.0-bin", "procps", "attr", "libvirt-daemon-system", "libvirt-clients"),
+    "python3-libvirt",
+)
+_LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
+# Work for a machine that lives longer than a minute.
+_MASKED: Final = (
+    *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
+    *("e2scrub_all.timer", "systemd-firstboot.service", "libvirt-guests.service"),
+    *("selinux-autorelabel.service", "selinux-autorelabel-mark.service", "ldconfig.service"),
+    *(
+        "systemd-hwdb-update.service",
+        "systemd-journal-catalog-update.service",
+        "getty@tty1.service",
+    ),
+)
+_FILE_CONTEXTS: Final = "/etc/selinux/default/contexts/files/file_contexts"
+
+
+class BuildError(Exception):
+    """A part could not be built; the text says which command failed, and how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """What it takes to boot: the image, and the tree that has the kernel and QEMU."""
+
+    image: Path
+    tree: Path
+
+
+def package() -> Path:
+    """Build the Debian package of this checkout, if it is not there already."""
+    pip = REPO / ".venv" / "bin" / "python"
+    run(["make", "-s", "-C", REPO, "deb", f"PIP={pip} -m pip"], timeout_s=_STEP_TIMEOUT_S)
+    (found,) = (REPO / "build").glob("svirtd_*_all.deb")
+    return found
+
+
+def guest() -> Guest:
+    """Build the Debian 13 guest with the package in it, or what of it is missing."""
+    tree = tree_of("trixie", _GUEST)
+    deb = package()
+    made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
+    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "svirt-guest.service")]
+    image = _kept("image", made_of, ".ext4")
+    if not image.exists():
+        with _copy(tree) as work:
+            install(work, deb)
+            _configure(work)
+            _label(work)
+            part = image.with_suffix(".part")
+            part.unlink(missing_ok=True)
+            # No journal: every run starts from this image and throws its own changes away.
+            size = f"{_IMAGE_BYTES >> 10}k"
+            run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", work, part, size])
+            part.rename(image)
+    return Guest(image, tree)
+
+
+def tree_of(suite: str, packages: Sequence[str]) -> Path:
+    """Return a folder with a Debian system of these packages, from this host's own mirror."""
+    tree = _kept("tree", [suite.encode(), *(name.encode() for name in packages)], f"-{suite}")
+    if not tree.exists():
+        part = tree.with_name(f"{tree.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        options = [f"--dpkgopt=path-exclude={pattern}" for pattern in _LEFT_OUT]
+        options += ["--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
+        run(
+            [
+                *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
+                *("--components=main", *options, f"--include={','.join(packages)}"),
+                *(suite, part, _mirror()),
+            ],
+            timeout_s=_APT_TIMEOUT_S,
+        )
+        part.rename(tree)
+    return tree
+
+
+def minimal(suite: str) -> Path:
+    """Return a tree that the package can be installed in."""
+    return tree_of(suite, _COMMON)
+
+
+def _mirror() -> str:
+    """Where this host's own packages come from: every suite is there."""
+    found = run(
+        [
+            *("apt-get", "indextargets", "--format", "$(REPO_URI)"),
+            *("Component: main", "Created-By: Packages", "Label: Debian"),
+        ]
+    ).split()
+    if not found:
+        raise BuildError("apt on this host knows no Debian mirror (apt-get indextargets)")
+    return found[0]
+
+
+def install(tree: Path, deb: Path) -> None:
+    """Install the package as an administrator would; what it needs is in the tree already."""
+    shutil.copy(deb, tree / "root" / deb.name)
+    # Nothing may be started in here.
+    deny = tree / "usr" / "sbin" / "policy-rc.d"
+    deny.write_text("#!/bin/sh\nexit 101\n", "utf-8")
+    deny.chmod(0o755)
+    apt = ["apt-get", "-q", "install", "-y", "--no-install-recommends"]
+    chroot(tree, *apt, f"/root/{deb.name}")
+    deny.unlink()
+    (tree / "root" / deb.name).unlink()
+
+
+def chroot(tree: Path, *command: str) -> str:
+    """Run a command of the tree in the tree and return its output."""
+    return run(["chroot", str(tree), *command])
+
+
+def _configure(tree: Path) -> None:
+    files = {
+        "etc/hostname": "guest\n",
+        "etc/hosts": "127.0.0.1 localhost guest\n",
+        "etc/fstab": "",
+        "etc/machine-id": f"{hashlib.md5(tree.name.encode(), usedforsecurity=False).hexdigest()}\n",
+        "etc/libvirt/qemu.conf": 'security_driver = "selinux"\nnamespaces = []\n',
+    }
+    for name, text in files.items():
+        (tree / name).write_text(text, "utf-8")
+    for name in ("etc/resolv.conf", ".autorelabel"):
+        (tree / name).unlink(missing_ok=True)
+    config = tree / "etc/selinux/config"
+    lines = [line for line in config.read_text("utf-8").splitlines() if "SELINUX=" not in line]
+    config.write_text("\n".join(["SELINUX=enforcing", *lines, ""]), "utf-8")
+    program = tree / "usr/local/lib/svirt-guest/boot"
+    program.parent.mkdir()
+    shutil.copy(_INSIDE / "boot", program)
+    shutil.copy(_INSIDE / "svirt-guest.service", tree / "etc/systemd/system")
+    chroot(tree, "systemctl", "-q", "enable", "svirt-guest.service")
+    chroot(tree, "systemctl", "-q", "mask", *_MASKED)
+
+
+def _label(tree: Path) -> None:
+    # Twice: without extended attributes in /proc/mounts the first pass leaves some folders out.
+    for folder in ("/", "/usr/local", "/etc"):
+        chroot(tree, "/usr/sbin/setfiles", "-m", "-F", _FILE_CONTEXTS, folder)
+
+
+class _copy:  # noqa: N801 -- used as a function
+    """A copy of a tree, gone at the end of the block."""
+
+    def __init__(self, tree: Path) -> None:
+        self._tree, self._work = tree, CACHE / "work"
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self._work, ignore_errors=True)
+        run(["cp", "-a", "--reflink=auto", self._tree, self._work])
+        return self._work
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._work)
+
+
+def copy_of(tree: Path) -> _copy:
+    """Return a context manager: a copy of the tree that may be changed."""
+    return _copy(tree)
+
+
+def _kept(kind: str, made_of: Iterable[bytes], suffix: str) -> Path:
+    """Return the place of a part, and remove what an older state of the sources had made."""
+    digest = hashlib.sha256()
+    for part in made_of:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    place = CACHE / f"{kind}-{digest.hexdigest()[:16]}{suffix}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    for old in CACHE.glob(f"{kind}-*{suffix}"):
+        if old != place:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return place
+
+
+def run(command: Sequence[str | Path], *, timeout_s: float = _STEP_TIMEOUT_S) -> str:
+    """Run a command and return its output. Raises BuildError with what it said."""
+    env = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        env=env,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise BuildError(
+            f"{' '.join(map(str, command))} failed ({done.returncode}):\n"
+            f"{done.stdout[-4000:]}{done.stderr[-4000:]}"
+        )
+    return done.stdout

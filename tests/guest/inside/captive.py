@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A VM whose guest has broken out: does what it is told, in the VM's process and under its label.
+
+Takes one expression a line on the socket that it is started with, evaluates it, and answers with
+its value or its errno's name. Standard library only; the policy sees it as it sees QEMU.
+"""
+
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+_PTRACE_ATTACH = 16
+
+
+def read(path: str) -> int:
+    """Read the first bytes of a file; returns how many."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return len(os.read(fd, 512))
+    finally:
+        os.close(fd)
+
+
+def write(path: str) -> int:
+    """Write to the beginning of a file."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        return os.write(fd, b"taken")
+    finally:
+        os.close(fd)
+
+
+def attach(pid: int) -> int:
+    """Become the tracer of a process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.ptrace(_PTRACE_ATTACH, pid, None, None) != 0:
+        raise OSError(ctypes.get_errno(), "ptrace")
+    return pid
+
+
+def relabel(path: str, context: str) -> None:
+    """Give a file another context."""
+    os.setxattr(path, "security.selinux", context.encode() + b"\0")
+
+
+def become(context: str) -> int:
+    """Change the own context."""
+    return Path("/proc/self/attr/current").write_text(context, "utf-8")
+
+
+def connect(path: str) -> None:
+    """Connect to a socket."""
+    with socket.socket(socket.AF_UNIX) as stream:
+        stream.connect(path)
+
+
+def _answer(expression: str) -> dict[str, Any]:
+    try:
+        # What is evaluated is the test's own.
+        return {"value": eval(expression, {**globals(), "os": os, "signal": signal})}
+    except OSError as error:
+        return {"error": errno.errorcode.get(error.errno or 0, str(error))}
+
+
+def main() -> None:
+    """Serve one client after the other, for ever."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(sys.argv[1])
+    server.listen()
+    while True:
+        stream, _ = server.accept()
+        with stream, stream.makefile("rw") as lines:
+            for line in lines:
+                lines.write(json.dumps(_answer(line)) + "\n")
+                lines.flush()
+
+
+if __name__ == "__main__":
+    main()

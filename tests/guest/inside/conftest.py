@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fixtures of the guest, and the check that a test leaves nothing behind."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.guest.inside.audit import Audit
+from tests.support import Client, svirt_units, wait_for
+
+_DROP_INS: Final = Path("/etc/svirtd/svirtd.toml.d")
+_audit: Final = Audit()
+
+
+def systemctl(*arguments: str) -> str:
+    """Run systemctl and return its output."""
+    done = subprocess.run(["systemctl", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def main_pid() -> int:
+    """Return the daemon's process."""
+    return int(systemctl("show", "--property=MainPID", "--value", "svirtd.service"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def enforcing() -> None:
+    """The kernel enforces, or nothing here proves anything."""
+    assert Path("/sys/fs/selinux/enforce").read_text("utf-8") == "1"
+    # VMs are emulated: the administrator's switch for code that is made while it runs.
+    subprocess.run(["setsebool", "virt_use_execmem", "on"], check=True)
+    assert systemctl("is-active", "svirtd.service") == "active"
+
+
+@pytest.fixture
+def audit() -> Audit:
+    """The account of denials."""
+    return _audit
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """A client of the bus; the service under test has nothing of the test's left afterwards."""
+    client = Client()
+    try:
+        yield client
+        left = client.vms()
+        for name in left:
+            client.release(name)  # one test's fault is not the next one's
+        assert left == {}
+        # systemd collects a unit a moment after its end.
+        wait_for("every unit of a VM is gone", lambda: not svirt_units())
+        assert os.listdir("/run/svirtd/vm") == []
+    finally:
+        client.close()
+
+
+@pytest.fixture
+def daemon(client: Client) -> None:
+    """What the bus tier's tests call their daemon is the installed service here."""
+
+
+@pytest.fixture
+def configure() -> Iterator[Callable[[str], None]]:
+    """A function that gives the service other settings (a drop-in); the old ones come back."""
+    path = _DROP_INS / "test.toml"
+
+    def write(text: str) -> None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+
+    yield write
+    path.unlink(missing_ok=True)
+    systemctl("reset-failed", "svirtd.service")
+    systemctl("restart", "svirtd.service")
+
+
+@pytest.fixture
+def journal() -> Callable[[str], str]:
+    """A function that returns the service's records with this MESSAGE_ID, one a line."""
+
+    def read(message_id: str) -> str:
+        subprocess.run(["journalctl", "--sync"], check=True)
+        command = ["journalctl", "-b", "-o", "cat", "--no-pager", f"MESSAGE_ID={message_id}"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    return read

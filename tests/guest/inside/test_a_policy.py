@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The loaded policy, asked: what svirtd and its VMs may do, and what they may not."""
+
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import setools
+
+from svirtd.config import Config
+from svirtd.core.mcs import parse_context
+from svirtd.host.kernel import Kernel
+
+DAEMON: Final = "system_u:system_r:svirtd_t:s0-s0:c0.c1023"
+BUS: Final = "system_u:system_r:system_dbusd_t:s0-s0:c0.c1023"
+VM: Final = "system_u:system_r:svirt_t:s0:c1,c2"
+
+
+@cache
+def loaded() -> Any:
+    return setools.SELinuxPolicy("/sys/fs/selinux/policy")
+
+
+def allowed(source: str, target_type: str, kind: str) -> frozenset[str]:
+    """What the kernel itself says."""
+    target = parse_context(f"system_u:object_r:{target_type}:s0")
+    return Kernel().decide(parse_context(source), target, kind).allowed
+
+
+def members(attribute: str) -> set[str]:
+    return {str(one) for one in loaded().lookup_typeattr(attribute).expand()}
+
+
+def targets(permission: str, kind: str) -> set[str]:
+    """Every type on which svirtd_t has a permission by some rule."""
+    query = setools.TERuleQuery(
+        loaded(), ruletype=["allow"], source="svirtd_t", tclass=[kind], perms=[permission]
+    )
+    return {str(one) for rule in query.results() for one in rule.target.expand()}
+
+
+def test_the_daemon_runs_in_its_domain() -> None:
+    shown = subprocess.run(["ps", "-eo", "label,comm"], capture_output=True, text=True, check=True)
+    labels = [line.split()[0] for line in shown.stdout.splitlines() if line.endswith(" svirtd")]
+    assert labels == [DAEMON]
+
+
+@pytest.mark.parametrize("domain", ["svirtd_t", "svirt_t"])
+def test_domain_is_confined(domain: str) -> None:
+    assert domain not in members("unconfined_domain_type")
+    assert not loaded().lookup_type(domain).ispermissive
+    found = Kernel().decide(parse_context(DAEMON), parse_context(DAEMON), "process")
+    assert not found.permissive
+
+
+@pytest.mark.parametrize("kind", ["file", "blk_file"])
+@pytest.mark.parametrize("permission", ["relabelfrom", "relabelto"])
+def test_what_may_be_relabelled_is_what_the_configuration_says(kind: str, permission: str) -> None:
+    wanted = Config().relabel_from | {"svirt_image_t", "virt_content_t"}
+    assert targets(permission, kind) == wanted == members("svirtd_image_type")
+
+
+def test_folders_that_may_be_relabelled() -> None:
+    assert targets("relabelfrom", "dir") == {"svirtd_runtime_t"}
+    assert targets("relabelto", "dir") == {"svirt_image_t"}
+
+
+@pytest.mark.parametrize("kind", ["lnk_file", "chr_file", "sock_file", "fifo_file"])
+def test_nothing_of_other_kinds_may_be_relabelled(kind: str) -> None:
+    assert targets("relabelfrom", kind) == targets("relabelto", kind) == set()
+
+
+@pytest.mark.parametrize("kind", ["shadow_t", "etc_t", "bin_t", "usr_t", "fixed_disk_device_t"])
+def test_what_is_the_hosts_is_out_of_reach(kind: str) -> None:
+    for object_class in ("file", "blk_file"):
+        found = allowed(DAEMON, kind, object_class)
+        assert not found & {"relabelfrom", "relabelto", "write", "append", "unlink", "create"}
+    assert not allowed(DAEMON, "shadow_t", "file") & {"read", "open"}
+    # The question itself works: this is allowed.
+    assert "relabelfrom" in allowed(DAEMON, "virt_image_t", "file")
+
+
+def test_the_daemon_is_not_the_policys_master() -> None:
+    assert allowed(DAEMON, "security_t", "security") == {"check_context", "compute_av"}
+    me = parse_context(DAEMON)
+    assert Kernel().decide(me, me, "capability").allowed == {"chown", "dac_override", "fowner"}
+    for domain in ("init_t", "unconfined_t", "svirt_t"):
+        transition = allowed(DAEMON, domain, "process") & {"transition", "dyntransition", "ptrace"}
+        assert not transition
+
+
+def test_every_domain_of_vms_is_bound_by_categories() -> None:
+    domains = members("svirtd_vm_domain_type")
+    assert "svirt_t" in domains
+    assert domains <= members("mcs_constrained_type")
+
+
+def test_the_bus_may_carry_images_only_if_an_administrator_says_so() -> None:
+    wanted = {"read", "write"}
+    switch = Path("/sys/fs/selinux/booleans/svirtd_bus_image_fds")
+    assert switch.read_text("utf-8").split() == ["0", "0"]
+    assert not allowed(BUS, "virt_image_t", "file") & wanted
+    subprocess.run(["setsebool", "svirtd_bus_image_fds", "on"], check=True)
+    try:
+        assert allowed(BUS, "virt_image_t", "file") >= wanted
+    finally:
+        subprocess.run(["setsebool", "svirtd_bus_image_fds", "off"], check=True)
+    assert allowed(BUS, "svirtd_t", "unix_stream_socket") >= wanted
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/usr/bin/svirtd", "svirtd_exec_t"),
+        ("/etc/svirtd/svirtd.toml", "svirtd_conf_t"),
+        ("/var/lib/svirtd/book.sqlite", "svirtd_var_lib_t"),
+        ("/run/svirtd", "svirtd_runtime_t"),
+        ("/usr/lib/systemd/system/svirtd.service", "svirtd_unit_t"),
+    ],
+)
+def test_files_carry_the_modules_types(path: str, expected: str) -> None:
+    assert parse_context(Kernel().read_label(path) or "").type == expected

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The installed service on an enforcing kernel: labels given and taken back, users, mistakes."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from svirtd.host.bus import BusError, BusLost, Variant
+from tests.guest.inside.audit import Audit
+from tests.guest.inside.conftest import systemctl
+from tests.guest.inside.vms import Qemu, disk, qemu
+from tests.support import XATTR, Client, label, resources, svirt_units, wait_for
+
+DAEMON = "system_u:system_r:svirtd_t:s0-s0:c0.c1023"
+
+
+@pytest.mark.parametrize(
+    "original",
+    [
+        "system_u:object_r:virt_image_t:s0",
+        "unconfined_u:object_r:virt_content_t:s0",
+        "staff_u:object_r:virt_var_lib_t:s0",
+        "unconfined_u:object_r:user_home_t:s0",
+        "unconfined_u:object_r:user_tmp_t:s0",
+        "system_u:object_r:unlabeled_t:s0",
+    ],
+)
+def test_the_original_label_comes_back_byte_for_byte(client: Client, original: str) -> None:
+    path = disk("a", original)
+    before = os.getxattr(path, XATTR)
+    assert before == original.encode() + b"\0"
+    for access, kind in (("exclusive", "svirt_image_t"), ("readonly", "virt_content_t")):
+        client.acquire("vm", path, access=access)
+        assert f":{kind}:" in str(label(path))
+        client.release("vm")
+        assert os.getxattr(path, XATTR) == before
+
+
+@pytest.mark.parametrize("kind", ["etc_t", "bin_t", "shadow_t", "svirt_image_t"])
+def test_other_types_are_refused_by_the_daemon(client: Client, audit: Audit, kind: str) -> None:
+    context = f"system_u:object_r:{kind}:s0"
+    path = disk("odd", context)
+    if kind == "svirt_image_t":
+        error = client.error("Acquire", "saa{sv}a{sv}", "vm", resources(path), {})
+    else:
+        # It may not even be opened.
+        with audit.denied("read write open", DAEMON, context):
+            error = client.error("Acquire", "saa{sv}a{sv}", "vm", resources(path), {})
+    assert error.name == "org.svirt1.Error.ResourceRefused"
+    assert kind in error.text
+    assert label(path) == context
+
+
+def test_what_the_daemon_forgets_is_refused_by_the_kernel(
+    client: Client, audit: Audit, configure: Callable[[str], None]
+) -> None:
+    """An administrator lists a type of the host: the module does not, it stays out of reach."""
+    configure('[labels]\nrelabel-from = ["virt_image_t", "etc_t"]\n')
+    systemctl("restart", "svirtd.service")
+    path = disk("odd", "system_u:object_r:etc_t:s0")
+    with audit.denied("relabelfrom", DAEMON, "system_u:object_r:etc_t:s0"):
+        wanted = resources(path, access="readonly")
+        error = client.error("Acquire", "saa{sv}a{sv}", "vm", wanted, {})
+    assert error.name == "org.svirt1.Error.LabelRefused"
+    assert label(path) == "system_u:object_r:etc_t:s0"
+
+
+def test_as_an_ordinary_user(client: Client) -> None:
+    path = disk("a")
+    os.chown(path, 65534, 65534)
+    path.chmod(0o600)
+    vm = Qemu(client, "a", path, user=Variant("s", "nobody"))
+    assert vm.status("Uid").split() == ["65534"] * 4
+    assert vm.label() == vm.context
+    assert os.stat(vm.runtime).st_uid == 65534
+    assert "wrote 512/512" in vm.io("write 0 512")
+    vm.end()
+    assert os.stat(path).st_uid == 65534
+
+
+def test_every_vm_answers_through_its_channel(client: Client) -> None:
+    vms = [
+        Qemu(client, "root", disk("a")),
+        Qemu(client, "user", user=Variant("s", "nobody")),
+    ]
+    for vm in vms:
+        assert vm.command("query-status")["return"]["running"] is True
+    for vm in vms:
+        vm.end()
+
+
+def test_a_process_under_another_label_is_killed(client: Client, audit: Audit) -> None:
+    """An administrator's drop-in gives the unit another context: the launch is undone."""
+    wrong = "system_u:system_r:svirt_t:s0:c766,c767"
+    drop_in = Path("/run/systemd/system/svirt-wrong.service.d/context.conf")
+    drop_in.parent.mkdir(parents=True)
+    drop_in.write_text(f"[Service]\nSELinuxContext={wrong}\n", "utf-8")
+    systemctl("daemon-reload")
+    path = disk("a")
+    before = label(path)
+    try:
+        error = client.error("Launch", "sasaa{sv}a{sv}", "wrong", qemu(), resources(path), {})
+    finally:
+        drop_in.unlink()
+        drop_in.parent.rmdir()
+        systemctl("daemon-reload")
+    assert error.name == "org.svirt1.Error.LabelRefused"
+    assert f"svirt-wrong.service runs as {wrong} instead of system_u:" in error.text
+    assert label(path) == before
+    wait_for("the unit is gone", lambda: not svirt_units())
+    found = subprocess.run(["ps", "-eo", "label"], capture_output=True, text=True, check=True)
+    assert "svirt_t" not in found.stdout
+
+
+def test_a_command_that_is_no_vm_is_not_started(client: Client, audit: Audit) -> None:
+    """The policy lets a VM's domain be entered through QEMU alone."""
+    with audit.denied("entrypoint", "system_u:system_r:svirt_t:*", "*:bin_t:*"):
+        error = client.error("Launch", "sasaa{sv}a{sv}", "vm", ["/usr/bin/sleep", "1000"], [], {})
+    assert error.name == "org.svirt1.Error.UnitFailed"
+    assert "203/EXEC" in error.text
+
+
+def test_the_vm_is_shown_by_machined(client: Client) -> None:
+    vm = Qemu(client, "shown", disk("a"))
+    listed = subprocess.run(
+        ["machinectl", "list", "--no-legend"], capture_output=True, text=True, check=True
+    )
+    assert "shown" in listed.stdout
+    vm.end()
+
+
+def test_descriptors_of_images_over_the_bus(client: Client, audit: Audit) -> None:
+    """The bus daemon may not carry them unless the administrator's switch is on."""
+    path = disk("a")
+    bus = "system_u:system_r:system_dbusd_t:s0-s0:c0.c1023"
+    passing = [{"fd": Variant("h", 0), "access": Variant("s", "exclusive")}]
+    fd = os.open(path, os.O_RDWR)
+    other = Client()
+    try:
+        with audit.denied("read write", bus, str(label(path))), pytest.raises((BusError, BusLost)):
+            other.call("Acquire", "saa{sv}a{sv}", "vm", passing, {}, fds=[fd])
+        subprocess.run(["setsebool", "svirtd_bus_image_fds", "on"], check=True)
+        client.call("Acquire", "saa{sv}a{sv}", "vm", passing, {}, fds=[fd])
+        assert ":svirt_image_t:" in str(label(path))
+        client.release("vm")
+    finally:
+        subprocess.run(["setsebool", "svirtd_bus_image_fds", "off"], check=True)
+        os.close(fd)
+        other.close()

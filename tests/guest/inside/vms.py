@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""VMs of the tests: real QEMU processes, and ones whose guest has broken out."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any, Final
+
+from svirtd.core.mcs import parse_context
+from svirtd.host.bus import BusError, Variant
+from tests.support import VM, Client, image, set_label, wait_for
+
+FOLDER: Final = Path("/srv/vm")
+ORIGINAL: Final = "unconfined_u:object_r:virt_image_t:s0"
+QEMU: Final = "/usr/bin/qemu-system-x86_64"
+# A copy of Python that the policy takes for QEMU.
+CAPTIVE: Final = Path("/usr/local/bin/captive")
+# Emulated in an emulated machine: a QEMU takes seconds to come up.
+_START_S: Final = 60.0
+
+
+def disk(name: str, context: str = ORIGINAL) -> Path:
+    """Make a disk image that carries `context`."""
+    FOLDER.mkdir(exist_ok=True)
+    path = image(FOLDER / f"{name}.img", 16 << 20)
+    set_label(path, context)
+    return path
+
+
+def node(path: Path | str, name: str, *, read_only: bool = False) -> dict[str, Any]:
+    """Return QEMU's description of an image as a block device of its own."""
+    file = {"driver": "file", "filename": str(path)}
+    return {"driver": "raw", "node-name": name, "read-only": read_only, "file": file}
+
+
+def qemu(*disks: Path, machine: str = "none") -> list[str]:
+    """Return a command that runs QEMU with these disks as d0, d1 … and a monitor."""
+    argv = [QEMU, "-machine", machine, "-nodefaults", "-display", "none", "-m", "32"]
+    argv += ["-qmp", "unix:{runtime}/qmp,server=on,wait=off"]
+    for number, path in enumerate(disks):
+        argv += ["-blockdev", json.dumps(node(path, f"d{number}"))]
+    return argv
+
+
+class Machine:
+    """A VM that svirtd started and that can be talked to through a channel."""
+
+    def __init__(self, client: Client, name: str, socket_name: str) -> None:
+        self.client = client
+        self.name = name
+        shown = client.properties(name)
+        self.pid: int = shown["MainPID"]
+        self.context: str = shown["ProcessContext"]
+        self.image_context: str = shown["ImageContext"]
+        self.runtime: str = shown["RuntimeDirectory"]
+        self._socket = socket_name
+        self._stream = wait_for(f"the channel of {name}", self._connect, _START_S)
+        self._lines = self._stream.makefile("rw")
+
+    def close(self) -> None:
+        """Hang up."""
+        self._lines.close()
+        self._stream.close()
+
+    def end(self) -> None:
+        """Hang up and release the VM."""
+        self.close()
+        self.client.release(self.name)
+
+    def label(self) -> str:
+        """Return what the kernel says the main process runs under."""
+        return process_label(self.pid)
+
+    def status(self, key: str) -> str:
+        """Return a line of the process's status."""
+        lines = Path(f"/proc/{self.pid}/status").read_text("utf-8").splitlines()
+        (found,) = [line.partition(":")[2].strip() for line in lines if line.startswith(f"{key}:")]
+        return found
+
+    def ask(self, line: str) -> dict[str, Any]:
+        """Send a line and return the next line of the answer."""
+        self._lines.write(f"{line}\n")
+        self._lines.flush()
+        return self.read()
+
+    def read(self) -> dict[str, Any]:
+        """Return the next line."""
+        text = self._lines.readline()
+        assert text, f"{self.name} hung up"
+        return dict(json.loads(text))
+
+    def _connect(self) -> socket.socket | None:
+        (path,) = self.client.call("GetVM", "s", self.name)
+        try:
+            reply = self.client.message(
+                "OpenChannel", "sa{sv}", self._socket, {}, path=path, interface=VM
+            )
+        except BusError as error:
+            if error.name != "org.svirt1.Error.ResourceRefused":
+                raise
+            return None  # not made yet
+        (fd,) = reply.unix_fds
+        stream = socket.socket(fileno=fd)
+        stream.settimeout(_START_S)
+        return stream
+
+
+class Qemu(Machine):
+    """A QEMU, by its monitor."""
+
+    def __init__(
+        self, client: Client, name: str, *disks: Path, machine: str = "none", **options: Variant
+    ) -> None:
+        client.launch(name, qemu(*disks, machine=machine), *disks, **options)
+        super().__init__(client, name, "qmp")
+        assert "QMP" in self.read()
+        self.command("qmp_capabilities")
+
+    def command(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """Give a command and return QEMU's answer, its result or its error."""
+        answer = self.ask(json.dumps({"execute": name, "arguments": arguments}))
+        while "event" in answer:
+            answer = self.read()
+        return answer
+
+    def io(self, text: str, device: str = "d0") -> str:
+        """Have QEMU itself read from or write to a disk; returns what it says of that."""
+        line = f'qemu-io {device} "{text}"'
+        return str(self.command("human-monitor-command", **{"command-line": line})["return"])
+
+
+class Captive(Machine):
+    """A VM that does what captive.py can."""
+
+    def __init__(
+        self, client: Client, name: str, *disks: Path, access: str = "exclusive", **options: Variant
+    ) -> None:
+        if not CAPTIVE.exists():
+            shutil.copy(Path("/usr/bin/python3").resolve(), CAPTIVE)
+            set_label(CAPTIVE, "system_u:object_r:qemu_exec_t:s0")
+        program = Path(__file__).with_name("captive.py")
+        argv = [str(CAPTIVE), "-I", str(program), "{runtime}/control"]
+        named = [{"path": Variant("s", str(d)), "access": Variant("s", access)} for d in disks]
+        client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
+        super().__init__(client, name, "control")
+
+    def do(self, expression: str) -> Any:
+        """Return the value of an expression."""
+        answer = self.ask(expression)
+        assert "value" in answer, answer
+        return answer["value"]
+
+    def fails(self, expression: str) -> str:
+        """Return the errno's name of an expression that must fail."""
+        answer = self.ask(expression)
+        assert "error" in answer, answer
+        return str(answer["error"])
+
+
+def process_label(pid: int) -> str:
+    """Return what the kernel says a process runs under."""
+    return Path(f"/proc/{pid}/attr/current").read_text("utf-8").rstrip("\0\n")
+
+
+def categories(context: str) -> frozenset[int]:
+    """Return the categories of a context."""
+    return parse_context(context).categories

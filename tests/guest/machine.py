@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Boots the guest, passes on what it says, and judges by its last words.
+
+The guest is run by the QEMU of its own tree, whose version the guest was tried with, through the
+tree's own loader. Nothing of a run is kept in the image.
+"""
+
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from tests.guest.build import CACHE, REPO, Guest
+
+# With two processors emulated, and the tests' own VMs emulated in there once more.
+_MEMORY_MIB: Final = 2048
+_PROCESSORS: Final = 2
+_PROBE_S: Final = 20.0
+_LAST: Final = "SVIRT-GUEST-RC "
+# What the guest gets of the tree: not the package, which it has as it was installed.
+_PASSED: Final = ("tests", "dbus", "pyproject.toml", "demo")
+_KERNEL: Final = (
+    "root=/dev/nvme0n1 rw console=ttyS0 security=selinux selinux=1 enforcing=1 audit=1 "
+    # A panic ends QEMU instead of hanging it.
+    "panic=-1 oops=panic mitigations=off"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a run ended: the exit code of what ran inside, None if the guest never said it."""
+
+    code: int | None
+    folder: Path
+    """Of console, journal and output."""
+
+    def explain(self) -> str:
+        """What to look at when it went wrong."""
+        console = (self.folder / "console").read_text("utf-8", "replace").splitlines()[-20:]
+        what = (
+            "the guest did not boot, hung or panicked before it came to an end; its console:\n  "
+            + "\n  ".join(console)
+            if self.code is None
+            else f"what ran in the guest failed with {self.code}"
+        )
+        return f"{what}\nconsole, journal and output are in {self.folder}"
+
+
+def boot(
+    guest: Guest, wanted: str, *, limit_s: float, shown: IO[str], arguments: str = ""
+) -> Verdict:
+    """Boot, run inside/`wanted` with `arguments` in its environment, and wait for the end."""
+    folder = CACHE / f"run-{wanted}"
+    folder.mkdir(parents=True, exist_ok=True)
+    source, output = folder / "source.tar", folder / "output"
+    _pack(source, arguments)
+    for name in ("output", "journal", "console"):
+        (folder / name).write_bytes(b"")
+    command = [
+        *_qemu(guest.tree),
+        *_accelerator(guest.tree),
+        *("-smp", str(_PROCESSORS), "-m", str(_MEMORY_MIB)),
+        *("-serial", f"file:{folder}/console"),
+        *("-append", f"{_KERNEL} svirt.run={wanted}"),
+        *("-drive", f"file={guest.image},if=none,id=root,format=raw,snapshot=on,cache=unsafe"),
+        # The cloud kernel has NVMe built in, so that no initramfs is needed; one only, two race.
+        *("-device", "nvme,drive=root,serial=root"),
+        *("-drive", f"file={source},if=none,id=source,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=source"),
+        *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
+        *("-chardev", f"file,id=out,path={output}", "-device", "virtserialport,chardev=out,nr=1"),
+        *("-chardev", f"file,id=log,path={folder}/journal"),
+        *("-device", "virtserialport,chardev=log,nr=2"),
+    ]
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, env=_environment(guest.tree)
+        ) as process,
+        open(output, encoding="utf-8", errors="replace") as said,
+    ):
+        try:
+            last = _follow(process, said, shown, limit_s)
+        finally:
+            process.kill()
+    code = last.removeprefix(_LAST) if last.startswith(_LAST) else ""
+    return Verdict(int(code) if code.isdigit() else None, folder)
+
+
+def _follow(process: subprocess.Popen[bytes], said: IO[str], shown: IO[str], limit_s: float) -> str:
+    """Pass on each whole line until QEMU ends or the time is over; returns the last line."""
+    end = time.monotonic() + limit_s
+    last, part, ended = "", "", False
+    while True:
+        part += said.readline()
+        if part.endswith("\n"):
+            last, part = part.strip(), ""
+            if not last.startswith(_LAST):
+                shown.write(f"{last}\n")
+                shown.flush()
+        elif ended:
+            return last
+        elif process.poll() is not None:
+            ended = True  # one more look: it may have written between the two
+        elif time.monotonic() > end:
+            shown.write(f"the guest did not end within {limit_s:.0f} s\n")
+            return ""
+        else:
+            time.sleep(0.1)
+
+
+def _pack(target: Path, arguments: str) -> None:
+    (CACHE / "arguments").write_text(arguments, "utf-8")
+    with tarfile.open(target, "w") as archive:
+        for name in _PASSED:
+            archive.add(REPO / name, name, filter=_not_made)
+        archive.add(CACHE / "arguments", "arguments")
+    # A disk has whole sectors.
+    with open(target, "ab") as file:
+        file.truncate(-(-file.tell() // 512) * 512)
+
+
+def _not_made(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    return None if "__pycache__" in info.name else info
+
+
+def _environment(tree: Path) -> dict[str, str]:
+    return {"QEMU_MODULE_DIR": f"{tree}/usr/lib/x86_64-linux-gnu/qemu", "PATH": "/usr/bin"}
+
+
+def _qemu(tree: Path) -> list[str]:
+    (kernel,) = tree.glob("boot/vmlinuz-*")
+    libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
+    return [
+        f"{tree}/usr/lib64/ld-linux-x86-64.so.2",
+        *("--library-path", f"{libraries}:{libraries}/pulseaudio"),
+        f"{tree}/usr/bin/qemu-system-x86_64",
+        *("-L", f"{tree}/usr/share/qemu", "-L", f"{tree}/usr/share/seabios"),
+        *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"),
+        *("-kernel", str(kernel)),
+    ]
+
+
+def _accelerator(tree: Path) -> Sequence[str]:
+    """KVM where it runs this very kernel, software emulation elsewhere.
+
+    That /dev/kvm is there says little: some hosts' cannot run a stock kernel.
+    """
+    kvm = ["-accel", "kvm", "-cpu", "host"]
+    if Path("/dev/kvm").exists() and _boots(tree, kvm):
+        return kvm
+    sys.stderr.write("guest: KVM does not run the guest's kernel here; software emulation\n")
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+
+
+def _boots(tree: Path, accelerator: Sequence[str]) -> bool:
+    """Say whether the kernel gets as far as missing its root file system."""
+    command = [*_qemu(tree), *accelerator, "-m", "512", "-serial", "stdio"]
+    try:
+        done = subprocess.run(
+            [*command, "-append", "console=ttyS0 panic=-1"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=_environment(tree),
+            timeout=_PROBE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return b"Unable to mount root fs" in done.stdout
