@@ -33,6 +33,7 @@ from svirtd.errors import (
     LimitsExceeded,
     NoSuchVM,
     PropertyReadOnly,
+    ResourceRefused,
     SvirtError,
     UnknownInterface,
     UnknownMethod,
@@ -103,7 +104,13 @@ class Router:
         sender = msg.sender
         limits = self._limits()
         refusal: SvirtError | None = None
-        if msg.unread:
+        if msg.fds_lost:
+            refusal = ResourceRefused(
+                "svirtd did not get a descriptor that came with the call: on a host that enforces "
+                "SELinux the policy says which it may have (svirtd(8), svirtd_bus_image_fds); name "
+                "files by path"
+            )
+        elif msg.unread:
             refusal = LimitsExceeded(f"the message was not read: {msg.unread}")
         elif self._stopping:
             refusal = Failed("svirtd is stopping; try again when it is back")

@@ -216,6 +216,7 @@ class Standing:
 
     mode: Mode
     policy: str
+    policies_loaded: int
     problem: str
 
     @property

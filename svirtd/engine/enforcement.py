@@ -39,14 +39,17 @@ class Enforcement:
         spare = next(number for number in range(len(self._mine) + 1) if number not in self._mine)
         self._others = self._mine - {max(self._mine)} | {spare}
         self._seen: Status | None = None
-        self._standing = Standing(Mode.DISABLED, "", "")
+        self._standing = Standing(Mode.DISABLED, "", 0, "")
 
     def now(self) -> Standing:
         """Return how it stands at this moment."""
         status = self._kernel.status()
         if status != self._seen:
             self._standing = Standing(
-                status.mode, self._kernel.policy_name(), self._problem(status.mode)
+                status.mode,
+                self._kernel.policy_name(),
+                status.policies_loaded,
+                self._problem(status.mode),
             )
             self._seen = status
         return self._standing

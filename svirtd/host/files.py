@@ -5,6 +5,7 @@ Nothing here labels by path: a name can be swapped between a look and an act, a 
 Everything blocks; the engine runs it in its file threads.
 """
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Step
+from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
 from svirtd.host.kernel import Kernel, NoLabels
 
@@ -101,7 +103,7 @@ def close_all(opened: Sequence[Opened]) -> None:
 def _open_one(kernel: Kernel, request: ResourceRequest) -> Opened:
     named = request.named
     if request.path is not None:
-        fd, info, path = _open_path(request.path, request.access)
+        fd, info, path = _open_path(kernel, request.path, request.access)
     else:
         fd, info, path = _open_passed(request)
     if not path.isprintable():
@@ -135,7 +137,7 @@ def _open_one(kernel: Kernel, request: ResourceRequest) -> Opened:
     return Opened(seen, fd)
 
 
-def _open_path(path: str, access: Access) -> tuple[int, os.stat_result, str]:
+def _open_path(kernel: Kernel, path: str, access: Access) -> tuple[int, os.stat_result, str]:
     """Open a name with the rights of its access; returns the object's own path too."""
     try:
         # A path without links, spelt plainly, is the object's own, and opening it is safe: only
@@ -145,11 +147,13 @@ def _open_path(path: str, access: Access) -> tuple[int, os.stat_result, str]:
             return fd, os.fstat(fd), path
     except OSError as error:
         if error.errno != errno.ELOOP:
-            raise _not_opened(path, access, error) from error
-    return _open_in_two_steps(path, access)
+            raise _not_opened(kernel, path, access, error) from error
+    return _open_in_two_steps(kernel, path, access)
 
 
-def _open_in_two_steps(path: str, access: Access) -> tuple[int, os.stat_result, str]:
+def _open_in_two_steps(
+    kernel: Kernel, path: str, access: Access
+) -> tuple[int, os.stat_result, str]:
     """Hold the object, look at it, then open that very object.
 
     The first step has no side effect on a device or fifo that a link may lead to; the second goes
@@ -159,7 +163,7 @@ def _open_in_two_steps(path: str, access: Access) -> tuple[int, os.stat_result, 
     try:
         held = _openat2(path, _HOLD)
     except OSError as error:
-        raise _not_opened(path, access, error) from error
+        raise _not_opened(kernel, path, access, error) from error
     through = f"/proc/self/fd/{held}"
     try:
         info = os.fstat(held)
@@ -169,14 +173,22 @@ def _open_in_two_steps(path: str, access: Access) -> tuple[int, os.stat_result, 
         flags = os.O_RDWR if access is Access.EXCLUSIVE else os.O_RDONLY
         return os.open(through, flags | _QUIET), info, os.readlink(through)
     except OSError as error:
-        raise _not_opened(path, access, error) from error
+        raise _not_opened(kernel, path, access, error) from error
     finally:
         os.close(held)
 
 
-def _not_opened(path: str, access: Access, error: OSError) -> ResourceRefused:
+def _not_opened(kernel: Kernel, path: str, access: Access, error: OSError) -> ResourceRefused:
     wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
-    return ResourceRefused(f"{path} cannot be opened for {wanted}: {_why(error)}")
+    why = _why(error)
+    if error.errno == errno.EACCES and kernel.enabled():
+        # The daemon is root: it was the policy, which has the last word on types.
+        with contextlib.suppress(OSError, NoLabels):
+            why += (
+                f"; it carries {shown(str(kernel.read_label(path)))}, and the policy lets svirtd "
+                "use files of the types in [labels] relabel-from only: see svirtd(8)"
+            )
+    return ResourceRefused(f"{path} cannot be opened for {wanted}: {why}")
 
 
 def _open_passed(request: ResourceRequest) -> tuple[int, os.stat_result, str]:

@@ -38,7 +38,8 @@ _FIELDS: Final = {
 class Message:
     """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it.
 
-    `unread` says why the body of a method call was not read; it is empty then.
+    `unread` says why the body of a method call was not read; it is empty then. With `fds_lost` it
+    came with descriptors that the kernel did not let us have; body and descriptors are empty then.
     """
 
     message_type: MessageType = MessageType.METHOD_CALL
@@ -54,6 +55,7 @@ class Message:
     serial: int = 0
     flags: MessageFlag = MessageFlag.NONE
     unread: str = ""
+    fds_lost: bool = False
     unix_fds: list[int] = field(default_factory=list)
 
 

@@ -11,6 +11,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 from dbus_next.aio import MessageBus
@@ -127,6 +128,18 @@ class _Writer:
         self._offset = sent
 
 
+@dataclass(frozen=True, slots=True)
+class _Rights:
+    """Descriptors that came together. Not `whole`: the kernel kept some of them back."""
+
+    fds: "array.array[int]"
+    whole: bool = True
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+
+
 class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
     """dbus-next's bus with our reader and writer, handing every message to one callback."""
 
@@ -152,7 +165,8 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self.call_max_bytes = message.MESSAGE_MAX
         self._writer = _Writer(self)
         self._inbox = bytearray()
-        self._inbox_fds: deque[int] = deque()
+        # What came with one read; the bus sends all descriptors of a message at once.
+        self._inbox_fds: deque[_Rights] = deque()
 
     def send(self, msg: Message) -> None:
         if self.lost:
@@ -173,7 +187,7 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self.loop.remove_writer(self.fileno)
         self._writer.close()
         while self._inbox_fds:
-            os.close(self._inbox_fds.popleft())
+            self._inbox_fds.popleft().close()
         self._stream.close()
         self.sock.close()
         if not self.closed.done():
@@ -181,7 +195,7 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
 
     def _message_reader(self) -> None:
         try:
-            data, ancillary, *_ = self.sock.recvmsg(
+            data, ancillary, flags, _ = self.sock.recvmsg(
                 _READ_BYTES, socket.CMSG_SPACE(_READ_FDS * 4), socket.MSG_CMSG_CLOEXEC
             )
         except BlockingIOError:
@@ -189,11 +203,12 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         except OSError as error:
             self.lose(BusLost(f"reading from the bus: {error.strerror}"))
             return
+        fds = array.array("i")
         for level, kind, rights in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                fds = array.array("i")
                 fds.frombytes(rights[: len(rights) - len(rights) % fds.itemsize])
-                self._inbox_fds.extend(fds)
+        if fds or flags & socket.MSG_CTRUNC:
+            self._inbox_fds.append(_Rights(fds, whole=not flags & socket.MSG_CTRUNC))
         if not data:
             self.lose(BusLost("the bus closed the connection"))
             return
@@ -226,17 +241,32 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
             if self._inbox_fds:
                 self.lose(BusLost("a message that cannot be read came with descriptors"))
             return
-        # Descriptors arrive in order; the header says how many belong to this message.
-        if fds > len(self._inbox_fds):
-            self.lose(BusLost("a message announced more descriptors than it brought"))
+        if fds and not self._take_fds(msg, fds):
             return
-        msg.unix_fds = [self._inbox_fds.popleft() for _ in range(fds)]
-        self._read_body(raw, body, msg)
+        if not msg.fds_lost:
+            self._read_body(raw, body, msg)
         handler = self._method_return_handlers.pop(msg.reply_serial, None)
         if handler is not None:  # only dbus-next's own Hello
             handler(msg, None)
         elif self.receive is not None:
             self.receive(msg)
+
+    def _take_fds(self, msg: Message, announced: int) -> bool:
+        """Give a message its descriptors; False if the connection cannot go on."""
+        rights = self._inbox_fds.popleft() if self._inbox_fds else _Rights(array.array("i"))
+        if not rights.whole:
+            # The kernel kept some back: a security policy that does not let us have them, or no
+            # room. That is this message's trouble; whoever sent it must not end the service.
+            rights.close()
+            self.errors += 1
+            msg.fds_lost = True
+            return True
+        if len(rights.fds) != announced:
+            rights.close()
+            self.lose(BusLost(f"a message brought {len(rights.fds)} of {announced} descriptors"))
+            return False
+        msg.unix_fds = list(rights.fds)
+        return True
 
     def _read_body(self, raw: bytes, at: int, msg: Message) -> None:
         """Read the body; a method call whose body is not read says so in `unread`."""

@@ -76,7 +76,7 @@ def guest() -> Guest:
     tree = tree_of("trixie", _GUEST)
     deb = package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
-    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "svirt-guest.service")]
+    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "guest-run.service")]
     image = _kept("image", made_of, ".ext4")
     if not image.exists():
         with _copy(tree) as work:
@@ -163,11 +163,11 @@ def _configure(tree: Path) -> None:
     config = tree / "etc/selinux/config"
     lines = [line for line in config.read_text("utf-8").splitlines() if "SELINUX=" not in line]
     config.write_text("\n".join(["SELINUX=enforcing", *lines, ""]), "utf-8")
-    program = tree / "usr/local/lib/svirt-guest/boot"
+    program = tree / "usr/local/lib/guest-run/boot"
     program.parent.mkdir()
     shutil.copy(_INSIDE / "boot", program)
-    shutil.copy(_INSIDE / "svirt-guest.service", tree / "etc/systemd/system")
-    chroot(tree, "systemctl", "-q", "enable", "svirt-guest.service")
+    shutil.copy(_INSIDE / "guest-run.service", tree / "etc/systemd/system")
+    chroot(tree, "systemctl", "-q", "enable", "guest-run.service")
     chroot(tree, "systemctl", "-q", "mask", *_MASKED)
 
 

@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -219,6 +220,42 @@ def test_descriptors_that_nobody_handles_are_closed(bus: str) -> None:
         assert len(os.listdir("/proc/self/fd")) == before
 
     run(bus, test)
+
+
+def test_descriptors_that_cannot_be_received_are_their_messages_trouble(
+    bus_process: tuple[str, subprocess.Popen[str]],
+) -> None:
+    """As on a host whose policy keeps a descriptor from us: here there is no room for it."""
+    address, process = bus_process
+
+    async def test(server: Connection, client: Connection) -> None:
+        heard: list[Message] = []
+
+        def answer(msg: Message) -> None:
+            heard.append(msg)
+            server.send(method_return(msg, "", [], []))
+
+        server.handle_methods(answer)
+        with _null() as null:
+            # The bus holds it back until there is no room.
+            process.send_signal(signal.SIGSTOP)
+            first = asyncio.ensure_future(call(client, "Take", "hh", 0, 1, fds=[null.fileno()] * 2))
+            await asyncio.sleep(0)
+            await client.drain(DEADLINE_S)
+            limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+            process.send_signal(signal.SIGCONT)
+            try:
+                await first
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            await call(client, "Take", "h", 0, fds=[null.fileno()])
+        lost, fine = heard
+        assert (lost.fds_lost, lost.body, lost.unix_fds) == (True, [], [])
+        assert (fine.fds_lost, fine.body, len(fine.unix_fds)) == (False, [0], 1)
+        _close(fine)
+
+    run(address, test)
 
 
 def _null() -> IO[bytes]:

@@ -76,7 +76,7 @@ def test_as_an_ordinary_user(client: Client) -> None:
     assert vm.status("Uid").split() == ["65534"] * 4
     assert vm.label() == vm.context
     assert os.stat(vm.runtime).st_uid == 65534
-    assert "wrote 512/512" in vm.io("write 0 512")
+    assert vm.reads() == vm.writes() == ""
     vm.end()
     assert os.stat(path).st_uid == 65534
 
@@ -102,7 +102,9 @@ def test_a_process_under_another_label_is_killed(client: Client, audit: Audit) -
     path = disk("a")
     before = label(path)
     try:
-        error = client.error("Launch", "sasaa{sv}a{sv}", "wrong", qemu(), resources(path), {})
+        # Without a monitor, whose folder it could not use: it would run on.
+        command = [argument for argument in qemu() if "qmp" not in argument]
+        error = client.error("Launch", "sasaa{sv}a{sv}", "wrong", command, resources(path), {})
     finally:
         drop_in.unlink()
         drop_in.parent.rmdir()
@@ -135,7 +137,7 @@ def test_the_vm_is_shown_by_machined(client: Client) -> None:
 def test_descriptors_of_images_over_the_bus(client: Client, audit: Audit) -> None:
     """The bus daemon may not carry them unless the administrator's switch is on."""
     path = disk("a")
-    bus = "system_u:system_r:system_dbusd_t:s0-s0:c0.c1023"
+    bus = "system_u:system_r:system_dbusd_t:*"
     passing = [{"fd": Variant("h", 0), "access": Variant("s", "exclusive")}]
     fd = os.open(path, os.O_RDWR)
     other = Client()
