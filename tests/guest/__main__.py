@@ -9,7 +9,7 @@ from typing import Final
 
 from tests.guest import build, machine
 
-_LIMIT_S: Final = {"tests": 780.0, "dev": 300.0, "demo": 300.0, "compare": 1500.0}
+_LIMIT_S: Final = {"tests": 780.0, "demo": 300.0, "compare": 1500.0}
 
 
 def main() -> int:

@@ -97,7 +97,7 @@ def _follow(process: subprocess.Popen[bytes], said: IO[str], shown: IO[str], lim
     while True:
         part += said.readline()
         if part.endswith("\n"):
-            last, part = part.strip(), ""
+            last, part = part.rstrip(), ""
             if not last.startswith(_LAST):
                 shown.write(f"{last}\n")
                 shown.flush()

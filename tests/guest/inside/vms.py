@@ -4,12 +4,13 @@
 import json
 import shutil
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from svirtd.core.mcs import parse_context
 from svirtd.host.bus import BusError, Variant
-from tests.support import VM, Client, set_label, wait_for
+from tests.support import VM, Client, resources, set_label, wait_for
 
 SIZE: Final = 1 << 20
 FOLDER: Final = Path("/srv/vm")
@@ -39,12 +40,19 @@ def node(path: Path | str, name: str, *, read_only: bool = False) -> dict[str, A
     return {"driver": "raw", "node-name": name, "read-only": read_only, "file": file}
 
 
-def qemu(*disks: Path, machine: str = "none") -> list[str]:
-    """Return a command that runs QEMU with these disks as d0, d1 … and a monitor."""
+def qemu(
+    *disks: Path, machine: str = "none", devices: bool = False, read_only: Sequence[Path] = ()
+) -> list[str]:
+    """Return a command that runs QEMU with these disks as d0, d1 … and a monitor.
+
+    With `devices` its guest has each as a device, too.
+    """
     argv = [QEMU, "-machine", machine, "-nodefaults", "-display", "none", "-m", "32"]
     argv += ["-qmp", "unix:{runtime}/qmp,server=on,wait=off"]
-    for number, path in enumerate(disks):
-        argv += ["-blockdev", json.dumps(node(path, f"d{number}"))]
+    for number, path in enumerate([*disks, *read_only]):
+        argv += ["-blockdev", json.dumps(node(path, f"d{number}", read_only=path in read_only))]
+        if devices:
+            argv += ["-device", f"virtio-blk-pci,drive=d{number}"]
     return argv
 
 
@@ -115,9 +123,18 @@ class Qemu(Machine):
     """A QEMU, by its monitor."""
 
     def __init__(
-        self, client: Client, name: str, *disks: Path, machine: str = "none", **options: Variant
+        self,
+        client: Client,
+        name: str,
+        *disks: Path,
+        machine: str = "none",
+        devices: bool = False,
+        read_only: Sequence[Path] = (),
+        **options: Variant,
     ) -> None:
-        client.launch(name, qemu(*disks, machine=machine), *disks, **options)
+        argv = qemu(*disks, machine=machine, devices=devices, read_only=read_only)
+        named = resources(*disks) + resources(*read_only, access="readonly")
+        client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "qmp")
         assert "QMP" in self.read()
         self.command("qmp_capabilities")
