@@ -14,7 +14,8 @@ datadir ?= $(prefix)/share
 mandir ?= $(datadir)/man
 sysconfdir ?= /etc
 unitdir ?= $(prefix)/lib/systemd/system
-policydevdir ?= $(datadir)/selinux/devel
+# Where the policy's development files are, here; not where anything is installed.
+policymakefile ?= /usr/share/selinux/devel/Makefile
 
 PIP ?= /usr/bin/python3 -m pip
 INSTALL ?= install
@@ -37,7 +38,7 @@ deb: $(deb)
 $(module): policy/svirtd.te policy/svirtd.if policy/svirtd.fc
 	mkdir -p build/policy
 	cp $^ build/policy
-	$(MAKE) -C build/policy -f $(policydevdir)/Makefile svirtd.pp
+	$(MAKE) -C build/policy -f $(policymakefile) svirtd.pp
 
 $(vendor): packaging/requirements.txt
 	rm -rf build/vendor
@@ -62,7 +63,7 @@ install: all
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module)
-	$(INSTALL) -D -m 644 -t $(DESTDIR)$(policydevdir)/include/contrib policy/svirtd.if
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/devel/include/contrib policy/svirtd.if
 	for page in man/*.[0-9]; do \
 		$(INSTALL) -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; \
 	done

@@ -10,7 +10,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -65,10 +66,15 @@ class Guest:
 
 def package() -> Path:
     """Build the Debian package of this checkout, if it is not there already."""
-    pip = REPO / ".venv" / "bin" / "python"
-    run(["make", "-s", "-C", REPO, "deb", f"PIP={pip} -m pip"], timeout_s=_STEP_TIMEOUT_S)
+    make("deb")
     (found,) = (REPO / "build").glob("svirtd_*_all.deb")
     return found
+
+
+def make(*arguments: str) -> None:
+    """Run make in this checkout."""
+    pip = REPO / ".venv" / "bin" / "python"
+    run(["make", "-s", "-C", REPO, f"PIP={pip} -m pip", *arguments])
 
 
 def guest() -> Guest:
@@ -79,7 +85,7 @@ def guest() -> Guest:
     made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "guest-run.service")]
     image = _kept("image", made_of, ".ext4")
     if not image.exists():
-        with _copy(tree) as work:
+        with copy_of(tree) as work:
             install(work, deb)
             _configure(work)
             _label(work)
@@ -177,24 +183,16 @@ def _label(tree: Path) -> None:
         chroot(tree, "/usr/sbin/setfiles", "-m", "-F", _FILE_CONTEXTS, folder)
 
 
-class _copy:  # noqa: N801 -- used as a function
-    """A copy of a tree, gone at the end of the block."""
-
-    def __init__(self, tree: Path) -> None:
-        self._tree, self._work = tree, CACHE / "work"
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self._work, ignore_errors=True)
-        run(["cp", "-a", "--reflink=auto", self._tree, self._work])
-        return self._work
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._work)
-
-
-def copy_of(tree: Path) -> _copy:
-    """Return a context manager: a copy of the tree that may be changed."""
-    return _copy(tree)
+@contextmanager
+def copy_of(tree: Path) -> Iterator[Path]:
+    """A copy of a tree that may be changed, gone at the end of the block."""
+    work = CACHE / f"work-{os.getpid()}"
+    shutil.rmtree(work, ignore_errors=True)
+    run(["cp", "-a", "--reflink=auto", tree, work])
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work)
 
 
 def _kept(kind: str, made_of: Iterable[bytes], suffix: str) -> Path:

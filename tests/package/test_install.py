@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`make install`: every part in its place, and a program that runs from there."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Final
+
+import pytest
+from packaging.requirements import Requirement
+
+import svirtd
+from tests.guest import build
+
+_PINNED: Final = re.compile(r"^([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}$", re.M)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation below a folder, whose programs know that they are there."""
+    folder = tmp_path_factory.mktemp("root")
+    build.make("install", f"prefix={folder}/usr", f"sysconfdir={folder}/etc")
+    return folder
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def test_every_part_is_there(root: Path) -> None:
+    found = files(root)
+    assert {one for one in found if not one.startswith("usr/lib/svirtd/")} == {
+        "etc/svirtd/svirtd.toml",
+        "usr/bin/svirtctl",
+        "usr/bin/svirtd",
+        "usr/lib/systemd/system/svirtd.service",
+        "usr/share/dbus-1/interfaces/org.svirt1.Manager.xml",
+        "usr/share/dbus-1/interfaces/org.svirt1.VM.xml",
+        "usr/share/dbus-1/system-services/org.svirt1.service",
+        "usr/share/dbus-1/system.d/org.svirt1.conf",
+        "usr/share/man/man1/svirtctl.1",
+        "usr/share/man/man5/org.svirt1.5",
+        "usr/share/man/man5/svirtd.toml.5",
+        "usr/share/man/man8/svirtd.8",
+        "usr/share/selinux/devel/include/contrib/svirtd.if",
+        "usr/share/selinux/packages/svirtd.pp",
+    }
+    assert "usr/lib/svirtd/svirtd/contract/org.svirt1.Manager.xml" in found
+    own = {str(path.relative_to(build.REPO)) for path in build.REPO.glob("svirtd/**/*.py")}
+    assert {f"usr/lib/svirtd/{one}" for one in own} <= found
+
+
+def test_what_is_shipped_beside_it_is_plain_python(root: Path) -> None:
+    assert [one for one in files(root) if one.endswith((".so", ".pyc", ".stamp"))] == []
+    # The PyPI package of that name says that SELinux is off; and pip has no business in a daemon.
+    modules = {path.name for path in (root / "usr/lib/svirtd").iterdir()}
+    assert not modules & {"selinux", "selinux.py", "systemd", "pip", "bin"}
+
+
+@pytest.mark.parametrize("program", ["svirtd", "svirtctl"])
+def test_program_runs_from_where_it_is(root: Path, program: str) -> None:
+    done = subprocess.run(
+        [root / "usr/bin" / program, "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Neither may have a say in what a root program loads.
+        cwd="/tmp",
+        env={"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PATH": "/usr/bin"},
+    )
+    assert svirtd.__version__ in done.stdout
+
+
+def test_the_daemon_finds_the_systems_bindings(root: Path) -> None:
+    """It gets as far as the kernel, which does not enforce here."""
+    done = subprocess.run(
+        [root / "usr/bin/svirtd"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin", "JOURNAL_STREAM": "1:1"},
+    )
+    assert (done.returncode, "SELinux is disabled on this host" in done.stderr) == (3, True)
+
+
+def test_what_is_shipped_is_what_the_project_asks_for() -> None:
+    text = (build.REPO / "packaging/requirements.txt").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    pinned = dict(_PINNED.findall(text))
+    assert len(pinned) == len(lines)
+    with open(build.REPO / "pyproject.toml", "rb") as file:
+        wanted = [Requirement(one) for one in tomllib.load(file)["project"]["dependencies"]]
+    assert wanted
+    for one in wanted:
+        assert one.specifier.contains(pinned[one.name]), one
