@@ -25,7 +25,6 @@ from tests.support import XATTR, Client, set_label, wait_for
 
 FOLDER: Final = Path("/var/lib/libvirt/images")
 ORIGINAL: Final = "system_u:object_r:virt_image_t:s0"
-READ_ONLY: Final = "system_u:object_r:user_home_t:s0"
 _WAIT_S: Final = 90.0
 
 _DOMAIN: Final = """<domain type="qemu"><name>compared</name><memory unit="MiB">32</memory>
@@ -122,7 +121,7 @@ def systemctl(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def images(number: int, context: str = ORIGINAL, prefix: str = "disk") -> list[Path]:
+def images(number: int, prefix: str = "disk") -> list[Path]:
     """Make this many fresh images."""
     made = []
     for count in range(number):
@@ -130,7 +129,7 @@ def images(number: int, context: str = ORIGINAL, prefix: str = "disk") -> list[P
         path.unlink(missing_ok=True)
         with open(path, "wb") as file:
             file.truncate(1 << 20)
-        set_label(path, context)
+        set_label(path, ORIGINAL)
         made.append(path)
     return made
 
@@ -175,7 +174,7 @@ def killed(tool: Tool) -> str:
 
 def stopped(tool: Tool, number: int) -> str:
     """Started and stopped in peace; one more disk is only read."""
-    paths, extra = images(number), images(1, READ_ONLY, "read")
+    paths, extra = images(number), images(1, "read")
     before = [os.getxattr(path, XATTR) for path in (*paths, *extra)]
     tool.start(paths, extra)
     tool.stop()
