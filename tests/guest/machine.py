@@ -83,15 +83,18 @@ def boot(
         open(output, encoding="utf-8", errors="replace") as said,
     ):
         try:
-            last = _follow(process, said, shown, limit_s)
+            return Verdict(follow(process, said, shown, limit_s), folder)
         finally:
             process.kill()
-    code = last.removeprefix(_LAST) if last.startswith(_LAST) else ""
-    return Verdict(int(code) if code.isdigit() else None, folder)
 
 
-def _follow(process: subprocess.Popen[bytes], said: IO[str], shown: IO[str], limit_s: float) -> str:
-    """Pass on each whole line until QEMU ends or the time is over; returns the last line."""
+def follow(
+    process: subprocess.Popen[bytes], said: IO[str], shown: IO[str], limit_s: float
+) -> int | None:
+    """Pass on each whole line until QEMU ends or the time is over.
+
+    Returns what the last line says, None if it says nothing: a panic, a hang, a boot that failed.
+    """
     end = time.monotonic() + limit_s
     last, part, ended = "", "", False
     while True:
@@ -102,12 +105,13 @@ def _follow(process: subprocess.Popen[bytes], said: IO[str], shown: IO[str], lim
                 shown.write(f"{last}\n")
                 shown.flush()
         elif ended:
-            return last
+            code = last.removeprefix(_LAST) if last.startswith(_LAST) and not part else ""
+            return int(code) if code.isdigit() else None
         elif process.poll() is not None:
             ended = True  # one more look: it may have written between the two
         elif time.monotonic() > end:
             shown.write(f"the guest did not end within {limit_s:.0f} s\n")
-            return ""
+            return None
         else:
             time.sleep(0.1)
 
