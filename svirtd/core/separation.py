@@ -60,6 +60,28 @@ def problems(
     ]
 
 
+def blind_spots(daemon: Context, contexts: Contexts, mine: frozenset[int], ask: Ask) -> list[str]:
+    """Return what the policy keeps from the daemon that it must be able to do, a sentence each.
+
+    A process that it cannot see would be taken for one that has ended, and its categories given to
+    the next VM.
+    """
+    found = []
+    process = contexts.process.with_categories(mine)
+    if "getattr" not in ask(daemon, process, "process").allowed:
+        found.append(
+            f"{daemon.type} may not look at processes of {process.type}: the policy module says "
+            "which it may, svirtd_vm_domain()"
+        )
+    for context in (contexts.image, contexts.content):
+        if not ask(daemon, context.with_categories(mine), "file").allowed >= set(_LABELS):
+            found.append(
+                f"{daemon.type} may not label files {context.type}: the policy module says which "
+                "it may, svirtd_image()"
+            )
+    return found
+
+
 def _permissive(me: Context, ask: Ask) -> Iterator[str]:
     if ask(me, me, "process").permissive:
         yield (

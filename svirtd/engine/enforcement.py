@@ -104,9 +104,10 @@ class Enforcement:
         try:
             for context in (self._contexts.process, self._contexts.image, self._contexts.content):
                 self._kernel.check_context(str(context.with_categories(self._mine)))
-            found = separation.problems(
-                self._contexts, self._mine, self._others, self._kernel.decide
-            )
+            ask, own = self._kernel.decide, self._kernel.own_context()
+            found = separation.problems(self._contexts, self._mine, self._others, ask)
+            if own is not None:
+                found += separation.blind_spots(own, self._contexts, self._mine, ask)
         except LabelRefused as error:
             return str(error)
         except OSError as error:

@@ -57,8 +57,8 @@ class Requests:
     async def acquire(self, caller: Caller, request: Request) -> VM:
         """Label the resources for a VM that somebody else starts."""
         authorize(caller, Action.LABEL)
-        self._doors.enforcement.refuse_unprotected()
         async with self._operations.names.hold(request.name):
+            self._doors.enforcement.refuse_unprotected()
             await self._watch_caller(caller, request)
             async with self._opened(request) as opened:
                 begun = await self._begin(caller, request, opened, None)
@@ -70,11 +70,11 @@ class Requests:
     async def launch(self, caller: Caller, request: Request, command: Command) -> VM:
         """Label the resources, then have systemd start the command under the label."""
         authorize(caller, Action.LAUNCH)
-        self._doors.enforcement.refuse_unprotected()
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
         await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
         async with self._operations.names.hold(request.name):
+            self._doors.enforcement.refuse_unprotected()
             await self._watch_caller(caller, request)
             async with self._opened(request) as opened:
                 begun = await self._begin(caller, request, opened, launching)

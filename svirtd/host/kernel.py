@@ -98,6 +98,8 @@ class Kernel:
 
         Only on a kernel with SELinux. Raises OSError, also for a class that the policy lacks.
         """
+        # The library keeps numbers that another policy may give otherwise.
+        self._selinux.selinux_flush_class_cache()
         number = self._selinux.string_to_security_class(kind)
         if not number:
             raise OSError(errno.EINVAL, f"the policy has no class {kind}")

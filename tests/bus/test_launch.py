@@ -49,7 +49,9 @@ def test_a_launched_vm_runs_as_a_unit_under_its_label(
     assert vm["Unit"] == unit
     assert label(disk) == vm["ImageContext"]
     unit_shows = show(
-        unit, "SELinuxContext", "MainPID", "Slice", "Type", "CollectMode", "ActiveState"
+        unit,
+        *("SELinuxContext", "MainPID", "Slice", "Type", "CollectMode", "ActiveState"),
+        *("NoNewPrivileges", "CapabilityBoundingSet", "AmbientCapabilities"),
     )
     assert unit_shows == {
         "SELinuxContext": vm["ProcessContext"],
@@ -58,6 +60,9 @@ def test_a_launched_vm_runs_as_a_unit_under_its_label(
         "Type": "exec",
         "CollectMode": "inactive-or-failed",
         "ActiveState": "active",
+        "NoNewPrivileges": "yes",
+        "CapabilityBoundingSet": "",
+        "AmbientCapabilities": "",
     }
     assert os.readlink(f"/proc/{vm['MainPID']}/exe").endswith("sleep")
     assert client.call("GetVMByPID", "u", vm["MainPID"]) == [path]

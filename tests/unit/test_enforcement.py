@@ -29,6 +29,7 @@ class FakeKernel:
         self.permissive = False
         self.bad_context = ""
         self.broken = False
+        self.hidden = ""
         self.questions = 0
 
     def status(self) -> Status:
@@ -41,10 +42,16 @@ class FakeKernel:
         if self.bad_context and self.bad_context in context:
             raise LabelRefused(f"the kernel does not accept the context {context}")
 
+    def own_context(self) -> Context | None:
+        return parse_context("system_u:system_r:svirtd_t:s0-s0:c0.c1023")
+
     def decide(self, source: Context, target: Context, kind: str) -> Decision:
         self.questions += 1
         if self.broken:
             raise OSError(22, "Invalid argument")
+        if source.type == "svirtd_t":
+            kinds = {"file": {"relabelfrom", "relabelto"}, "process": {"getattr"}}
+            return Decision(frozenset(kinds[kind] if kind != self.hidden else ()), False)
         allowed = set()
         if kind == "file" and source.categories >= target.categories:
             content = target.type == CONTEXTS.content.type
@@ -74,10 +81,13 @@ def test_what_is_required_and_what_is(require: str, mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("require", ["enforcing", "permissive", "none"])
-@pytest.mark.parametrize("fault", ["permissive", "bad_context", "broken"])
+@pytest.mark.parametrize("fault", ["permissive", "bad_context", "broken", "process", "file"])
 def test_a_policy_that_is_not_to_be_trusted(require: str, fault: str) -> None:
     kernel = FakeKernel(Mode.ENFORCING)
-    setattr(kernel, fault, "svirt_image_t" if fault == "bad_context" else True)
+    if fault in ("process", "file"):
+        kernel.hidden = fault
+    else:
+        setattr(kernel, fault, "svirt_image_t" if fault == "bad_context" else True)
     judge = enforcement(kernel, require)
     assert not judge.now().enforced
     assert judge.now().problem
@@ -127,7 +137,8 @@ def test_the_two_sets_that_are_asked_about_are_a_hard_case(private: str, size: i
 
     class Listening(FakeKernel):
         def decide(self, source: Context, target: Context, kind: str) -> Decision:
-            asked.append((frozenset(source.categories), frozenset(target.categories)))
+            if source.type == "svirt_t":
+                asked.append((frozenset(source.categories), frozenset(target.categories)))
             return super().decide(source, target, kind)
 
     config = replace(Config(), private=private, private_size=size)

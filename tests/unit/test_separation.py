@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import Contexts
-from svirtd.core.separation import Ask, Decision, problems
+from svirtd.core.separation import Ask, Decision, blind_spots, problems
 
 untimed = settings(deadline=None)
 CONTEXTS = Contexts(
@@ -109,3 +109,18 @@ def test_one_permission_too_many(permission: str, target: str, kind: str) -> Non
     (found,) = problems(CONTEXTS, MINE, OTHERS, policy(more=more))
     assert f" may {permission} the {kind} " in found
     assert found.endswith(f":{target}")
+
+
+@pytest.mark.parametrize("hidden", ["process", "svirt_image_t", "virt_content_t", ""])
+def test_what_the_daemon_cannot_see_or_label(hidden: str) -> None:
+    daemon = parse_context("system_u:system_r:svirtd_t:s0-s0:c0.c1023")
+
+    def ask(source: Context, target: Context, kind: str) -> Decision:
+        assert source == daemon
+        assert target.categories == MINE
+        given = {"process": {"getattr"}, "file": {"relabelfrom", "relabelto"}}[kind]
+        return Decision(frozenset() if hidden in (kind, target.type) else frozenset(given), False)
+
+    found = blind_spots(daemon, CONTEXTS, MINE, ask)
+    assert len(found) == bool(hidden)
+    assert all(("svirt_t" if hidden == "process" else hidden) in one for one in found)
