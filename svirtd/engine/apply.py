@@ -5,10 +5,12 @@ A label is only ever changed from what the step expects: anything else was set b
 and is left alone.
 """
 
+import contextlib
 import enum
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from svirtd.book.pool import Suspect
 from svirtd.core.mcs import parse_context
@@ -17,6 +19,8 @@ from svirtd.errors import LabelRefused, ResourceRefused, SvirtError
 from svirtd.host import files
 from svirtd.host.files import Opened
 from svirtd.host.kernel import Kernel, NoLabels
+
+_CHANGED: Final = "somebody else changed its label; left alone"
 
 
 class Fate(enum.StrEnum):
@@ -86,15 +90,9 @@ def all_stand(kernel: Kernel, steps: Sequence[Step]) -> bool:
 def carries(kernel: Kernel, path: str, identity: Identity, categories: frozenset[int]) -> bool:
     """Say whether an object may still carry these categories; when in doubt, it does."""
     try:
-        fd = files.find(path, identity)
-    except (files.Missing, files.Replaced, OSError):
+        return may_carry(files.label_of(kernel, path, identity), categories)
+    except (files.Missing, files.Replaced, NoLabels, OSError):
         return True
-    try:
-        return may_carry(kernel.read_label(fd), categories)
-    except (NoLabels, OSError):
-        return True
-    finally:
-        os.close(fd)
 
 
 def may_carry(label_found: str | None, categories: frozenset[int]) -> bool:
@@ -145,11 +143,20 @@ def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:
     except files.Replaced:
         return Outcome(step, Fate.REPLACED, None, "another file is at this path now")
     except OSError as error:
-        return Outcome(step, Fate.FAILED, None, f"it cannot be opened: {error.strerror}")
+        return _not_opened(kernel, step, error)
     try:
         return _take(kernel, fd, step, durable=durable)
     finally:
         os.close(fd)
+
+
+def _not_opened(kernel: Kernel, step: Step, error: OSError) -> Outcome:
+    """An object that is there and cannot be opened: with a label that keeps us out, or else."""
+    with contextlib.suppress(files.Missing, files.Replaced, NoLabels, OSError):
+        found = files.label_of(kernel, step.path, step.identity)
+        if found not in (step.old, step.new):
+            return Outcome(step, Fate.CHANGED, found, _CHANGED)
+    return Outcome(step, Fate.FAILED, None, f"it cannot be opened: {error.strerror}")
 
 
 def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
@@ -161,7 +168,7 @@ def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
     except (OSError, NoLabels) as error:
         return Outcome(step, Fate.FAILED, None, f"its label cannot be read: {error}")
     if found != step.new:
-        return Outcome(step, Fate.CHANGED, found, "somebody else changed its label; left alone")
+        return Outcome(step, Fate.CHANGED, found, _CHANGED)
     # Found as it should be without our doing: taken before, by a run that was cut off.
     try:
         if durable:
@@ -174,12 +181,6 @@ def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
 
 def _stands(kernel: Kernel, step: Step) -> bool:
     try:
-        fd = files.find(step.path, step.identity)
-    except (files.Missing, files.Replaced, OSError):
+        return files.label_of(kernel, step.path, step.identity) == step.new
+    except (files.Missing, files.Replaced, NoLabels, OSError):
         return False
-    try:
-        return kernel.read_label(fd) == step.new
-    except (NoLabels, OSError):
-        return False
-    finally:
-        os.close(fd)

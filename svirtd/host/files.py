@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -228,6 +228,23 @@ def find(path: str, identity: Identity) -> int:
 
     Raises Missing, Replaced, or OSError.
     """
+    with _held(path, identity) as through:
+        return os.open(through, os.O_RDONLY | _QUIET)
+
+
+def label_of(kernel: Kernel, path: str, identity: Identity) -> str | None:
+    """Return the label of what the book names, if it still is that object.
+
+    It is not opened for that: a label can be read that keeps the daemon from the object. Raises
+    Missing, Replaced, NoLabels, or OSError.
+    """
+    with _held(path, identity) as through:
+        return kernel.read_label(through)
+
+
+@contextlib.contextmanager
+def _held(path: str, identity: Identity) -> Iterator[str]:
+    """Hold the object of the book, and name it by a path that leads to nothing else meanwhile."""
     try:
         held = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -236,7 +253,7 @@ def find(path: str, identity: Identity) -> int:
         info = os.fstat(held)
         if Identity(info.st_dev, info.st_ino) != identity:
             raise Replaced
-        return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | _QUIET)
+        yield f"/proc/self/fd/{held}"
     finally:
         os.close(held)
 

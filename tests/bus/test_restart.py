@@ -243,6 +243,6 @@ def test_a_second_daemon_is_refused_with_the_name_of_the_first(
     second.config.write_text(own_daemon.config.read_text())
     second.spawn()
     assert second.process is not None
-    assert second.process.wait(20) == 1
+    assert second.process.wait(20) == 3
     assert f"process {own_daemon.pid}" in second.output()
     assert client.vms() == {}

@@ -8,6 +8,7 @@ tree's policy store and its files labelled with the tree's own tools.
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,15 +24,14 @@ _IMAGE_BYTES: Final = 4 << 30
 _APT_TIMEOUT_S: Final = 900
 _STEP_TIMEOUT_S: Final = 300
 
-# A system that boots, SELinux, what the package depends on.
-_COMMON: Final = (
+# A policy module is made for the release that it is compiled on, and for later ones.
+RELEASES: Final = ("bookworm", "trixie")
+# A system that boots, SELinux, what the package depends on; the kernel and QEMU, for its VMs
+# and for the host to run it with; what tests need.
+_GUEST: Final = (
     *("systemd-sysv", "dbus", "udev", "kmod", "init-system-helpers"),
     *("selinux-basics", "selinux-policy-default", "selinux-utils", "policycoreutils"),
     *("python3", "python3-selinux", "python3-systemd"),
-)
-# The kernel and QEMU, for the guest's VMs and for the host to run the guest with; what tests need.
-_GUEST: Final = (
-    *_COMMON,
     *("linux-image-cloud-amd64", "qemu-system-x86", "qemu-utils", "auditd", "setools"),
     *("systemd-container", "polkitd", "python3-pytest", "python3-gi", "gir1.2-glib-2.0"),
     *("libglib2.0-bin", "procps", "attr", "libvirt-daemon-system", "libvirt-clients"),
@@ -58,10 +58,20 @@ class BuildError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What it takes to boot: the image, and the tree that has the kernel and QEMU."""
+    """What it takes to boot: the image, the kernel, and the tree whose QEMU runs it."""
 
+    suite: str
     image: Path
+    kernel: Path
     tree: Path
+
+
+def releases() -> tuple[str, ...]:
+    """Return the Debian releases that a package built on this host is for, the newest last."""
+    ours = platform.freedesktop_os_release()["VERSION_CODENAME"]
+    if ours not in RELEASES:
+        raise BuildError(f"this host is Debian {ours}; the tests are made for {RELEASES}")
+    return RELEASES[RELEASES.index(ours) :]
 
 
 def package() -> Path:
@@ -77,13 +87,14 @@ def make(*arguments: str) -> None:
     run(["make", "-s", "-C", REPO, f"PIP={pip} -m pip", *arguments])
 
 
-def guest() -> Guest:
-    """Build the Debian 13 guest with the package in it, or what of it is missing."""
-    tree = tree_of("trixie", _GUEST)
+def guest(suite: str = "trixie") -> Guest:
+    """Build the guest of a Debian suite with the package in it, or what of it is missing."""
+    newest = tree_of("trixie")
+    tree = newest if suite == "trixie" else tree_of(suite)
     deb = package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
     made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "guest-run.service")]
-    image = _kept("image", made_of, ".ext4")
+    image = _kept("image", made_of, f"-{suite}.ext4")
     if not image.exists():
         with copy_of(tree) as work:
             install(work, deb)
@@ -95,12 +106,13 @@ def guest() -> Guest:
             size = f"{_IMAGE_BYTES >> 10}k"
             run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-d", work, part, size])
             part.rename(image)
-    return Guest(image, tree)
+    (kernel,) = tree.glob("boot/vmlinuz-*")
+    return Guest(suite, image, kernel, newest)
 
 
-def tree_of(suite: str, packages: Sequence[str]) -> Path:
-    """Return a folder with a Debian system of these packages, from this host's own mirror."""
-    tree = _kept("tree", [suite.encode(), *(name.encode() for name in packages)], f"-{suite}")
+def tree_of(suite: str) -> Path:
+    """Return a folder with a Debian system of the guest's packages, from this host's mirror."""
+    tree = _kept("tree", [suite.encode(), *(name.encode() for name in _GUEST)], f"-{suite}")
     if not tree.exists():
         part = tree.with_name(f"{tree.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -109,18 +121,13 @@ def tree_of(suite: str, packages: Sequence[str]) -> Path:
         run(
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
-                *("--components=main", *options, f"--include={','.join(packages)}"),
+                *("--components=main", *options, f"--include={','.join(_GUEST)}"),
                 *(suite, part, _mirror()),
             ],
             timeout_s=_APT_TIMEOUT_S,
         )
         part.rename(tree)
     return tree
-
-
-def minimal(suite: str) -> Path:
-    """Return a tree that the package can be installed in."""
-    return tree_of(suite, _COMMON)
 
 
 def _mirror() -> str:
@@ -151,7 +158,9 @@ def install(tree: Path, deb: Path) -> None:
 
 def chroot(tree: Path, *command: str) -> str:
     """Run a command of the tree in the tree and return its output."""
-    return run(["chroot", str(tree), *command])
+    # With a /proc, which older tools label through; the mount is the command's own.
+    inside = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+    return run(["unshare", "--mount", "sh", "-c", inside, str(tree), *command])
 
 
 def _configure(tree: Path) -> None:
@@ -180,7 +189,7 @@ def _configure(tree: Path) -> None:
 def _label(tree: Path) -> None:
     # Twice: without extended attributes in /proc/mounts the first pass leaves some folders out.
     for folder in ("/", "/usr/local", "/etc"):
-        chroot(tree, "/usr/sbin/setfiles", "-m", "-F", _FILE_CONTEXTS, folder)
+        chroot(tree, "/usr/sbin/setfiles", "-m", "-F", "-e", "/proc", _FILE_CONTEXTS, folder)
 
 
 @contextmanager

@@ -54,15 +54,15 @@ def boot(
     guest: Guest, wanted: str, *, limit_s: float, shown: IO[str], arguments: str = ""
 ) -> Verdict:
     """Boot, run inside/`wanted` with `arguments` in its environment, and wait for the end."""
-    folder = CACHE / f"run-{wanted}"
+    folder = CACHE / f"run-{wanted}-{guest.suite}"
     folder.mkdir(parents=True, exist_ok=True)
     source, output = folder / "source.tar", folder / "output"
     _pack(source, arguments)
     for name in ("output", "journal", "console"):
         (folder / name).write_bytes(b"")
     command = [
-        *_qemu(guest.tree),
-        *_accelerator(guest.tree),
+        *_qemu(guest),
+        *_accelerator(guest),
         *("-smp", str(_PROCESSORS), "-m", str(_MEMORY_MIB)),
         *("-serial", f"file:{folder}/console"),
         *("-append", f"{_KERNEL} svirt.run={wanted}"),
@@ -135,8 +135,8 @@ def _environment(tree: Path) -> dict[str, str]:
     return {"QEMU_MODULE_DIR": f"{tree}/usr/lib/x86_64-linux-gnu/qemu", "PATH": "/usr/bin"}
 
 
-def _qemu(tree: Path) -> list[str]:
-    (kernel,) = tree.glob("boot/vmlinuz-*")
+def _qemu(guest: Guest) -> list[str]:
+    tree = guest.tree
     libraries = f"{tree}/usr/lib/x86_64-linux-gnu"
     return [
         f"{tree}/usr/lib64/ld-linux-x86-64.so.2",
@@ -144,32 +144,32 @@ def _qemu(tree: Path) -> list[str]:
         f"{tree}/usr/bin/qemu-system-x86_64",
         *("-L", f"{tree}/usr/share/qemu", "-L", f"{tree}/usr/share/seabios"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-monitor", "none"),
-        *("-kernel", str(kernel)),
+        *("-kernel", str(guest.kernel)),
     ]
 
 
-def _accelerator(tree: Path) -> Sequence[str]:
+def _accelerator(guest: Guest) -> Sequence[str]:
     """KVM where it runs this very kernel, software emulation elsewhere.
 
     That /dev/kvm is there says little: some hosts' cannot run a stock kernel.
     """
     kvm = ["-accel", "kvm", "-cpu", "host"]
-    if Path("/dev/kvm").exists() and _boots(tree, kvm):
+    if Path("/dev/kvm").exists() and _boots(guest, kvm):
         return kvm
     sys.stderr.write("guest: KVM does not run the guest's kernel here; software emulation\n")
     return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
 
 
-def _boots(tree: Path, accelerator: Sequence[str]) -> bool:
+def _boots(guest: Guest, accelerator: Sequence[str]) -> bool:
     """Say whether the kernel gets as far as missing its root file system."""
-    command = [*_qemu(tree), *accelerator, "-m", "512", "-serial", "stdio"]
+    command = [*_qemu(guest), *accelerator, "-m", "512", "-serial", "stdio"]
     try:
         done = subprocess.run(
             [*command, "-append", "console=ttyS0 panic=-1"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(tree),
+            env=_environment(guest.tree),
             timeout=_PROBE_S,
             check=False,
         )

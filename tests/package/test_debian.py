@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The Debian package: built from the tree, installed on Debian 12 and 13, and taken out again."""
 
-import platform
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 import pytest
 
 import svirtd
 from tests.guest import build
-
-# A policy module is made for the release that it is compiled on, and for later ones.
-_RELEASES: Final = ("bookworm", "trixie")
-_OURS: Final = _RELEASES[_RELEASES.index(platform.freedesktop_os_release()["VERSION_CODENAME"]) :]
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +37,10 @@ def test_only_root_can_change_what_it_brings(deb: Path) -> None:
         assert "s" not in mode, line
 
 
-@pytest.fixture(scope="module", params=_OURS)
+@pytest.fixture(scope="module", params=build.releases())
 def tree(request: pytest.FixtureRequest) -> Iterator[Path]:
     """A Debian without svirtd, with a policy in its store."""
-    base = build.minimal(request.param) if request.param == "bookworm" else build.guest().tree
-    with build.copy_of(base) as work:
+    with build.copy_of(build.tree_of(request.param)) as work:
         yield work
 
 

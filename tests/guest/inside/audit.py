@@ -72,8 +72,8 @@ class Audit:
     ) -> Iterator[None]:
         """What happens inside must be denied: one of these permissions, to `source` on `target`.
 
-        `source` and `target` are contexts, or patterns of them with "*". What else is denied
-        meanwhile stays on the account.
+        `source` and `target` are contexts, or patterns of them with "*"; `kind` may be one of
+        several classes. What else is denied meanwhile stays on the account.
         """
         before = {one.text for one in self.denials()}
         yield
@@ -86,7 +86,7 @@ class Audit:
                 and one.permissions & set(permissions.split())
                 and fnmatchcase(str(one.source), source)
                 and fnmatchcase(str(one.target), target)
-                and one.kind == kind
+                and one.kind in kind.split()
             ]
 
         found = wait_for(f"a denial of {permissions} on {target} to {source}", seen)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Fixtures of the guest, and the check that a test leaves nothing behind."""
 
-import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +53,7 @@ def client() -> Iterator[Client]:
         assert left == {}
         # systemd collects a unit a moment after its end.
         wait_for("every unit of a VM is gone", lambda: not svirt_units())
-        assert os.listdir("/run/svirtd/vm") == []
+        assert list(Path("/run/svirtd/vm").glob("*")) == []
     finally:
         client.close()
 
