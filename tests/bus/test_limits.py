@@ -2,9 +2,11 @@
 """Ceilings: what is too much is refused by the limit's name, and works again with less."""
 
 import asyncio
+import os
+import resource
 from pathlib import Path
 
-from svirtd.host.bus import BusError
+from svirtd.host.bus import BusError, Variant
 from tests.attack import LIMITS, OWN, assert_refused, nothing_changes
 from tests.sandbox import Sandbox
 from tests.support import MANAGER, NAME, ROOT, Client, Daemon, image, label, resources
@@ -112,3 +114,27 @@ def test_a_call_that_is_too_long_is_not_read(daemon: Daemon, client: Client) -> 
     assert refused.name == "org.freedesktop.DBus.Error.LimitsExceeded"
     assert "at most 4194304 are read" in refused.text
     assert client.vms() == {}
+
+
+def test_a_descriptor_that_the_daemon_cannot_have(
+    daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """A policy can keep one from it; here there is no room. The call is refused, and no more."""
+    path = image(tmp_path / "a.img")
+    wanted = [{"fd": Variant("h", 0), "access": Variant("s", "exclusive")}]
+    pid = daemon.pid
+    fd = os.open(path, os.O_RDWR)
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        error = client.error("Acquire", "saa{sv}a{sv}", "vm", wanted, {}, fds=[fd])
+        assert error.name == "org.svirt1.Error.ResourceRefused"
+        assert "name files by path" in error.text
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        client.call("Acquire", "saa{sv}a{sv}", "vm", wanted, {}, fds=[fd])
+        assert label(path) == client.properties("vm")["ImageContext"]
+        client.release("vm")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        os.close(fd)
+    assert daemon.pid == pid
