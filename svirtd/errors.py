@@ -143,7 +143,7 @@ class LabelRefused(SvirtError):
 
 
 class NotEnforcing(SvirtError):
-    """The configuration requires enforcing SELinux and the kernel does not enforce."""
+    """The kernel, or its policy, does not keep VMs apart as the configuration requires."""
 
     name = _OWN + "NotEnforcing"
 
