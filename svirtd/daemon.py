@@ -11,7 +11,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from svirtd import __version__
+from svirtd import __version__, failpoints
 from svirtd import config as configuration
 from svirtd.api import contract
 from svirtd.api.objects import Objects
@@ -62,8 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
     parser.add_argument("--version", action="version", version=f"svirtd {__version__}")
+    parser.add_argument("--test-failpoints", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     journal = Journal()
+    if options.test_failpoints:
+        try:
+            failpoints.arm(os.environ)
+        except (ValueError, OSError) as error:
+            return _give_up(journal, str(error), _EXIT_CONFIG)
     try:
         config = configuration.load(options.config)
     except ConfigError as error:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from svirtd.failpoints import VARIABLE
 from svirtd.host.bus import BusError, Connection, Message, Variant
 
 T = TypeVar("T")
@@ -62,7 +63,9 @@ def image(path: Path, size: int = 1 << 20) -> Path:
 class Daemon:
     """One svirtd process with a book, configuration and runtime folder of its own."""
 
-    def __init__(self, folder: Path, *, extra: str = "", bus: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, extra: str = "", bus: str | None = None, failpoints: str = ""
+    ) -> None:
         self.folder = folder
         self.book = folder / "book" / "book.sqlite"
         self.runtime = folder / "run"
@@ -72,6 +75,8 @@ class Daemon:
         self.env = dict(os.environ)
         if bus is not None:
             self.env["DBUS_SYSTEM_BUS_ADDRESS"] = bus
+        # What the next start is armed with, see svirtd/failpoints.py.
+        self.failpoints = failpoints
         folder.mkdir(parents=True, exist_ok=True)
         self.config.write_text(
             f'[selinux]\nrequire = "none"\n[registry]\npath = "{self.book}"\n'
@@ -85,13 +90,14 @@ class Daemon:
 
     def spawn(self) -> None:
         """Start the process and do not wait."""
+        armed = ["--test-failpoints"] if self.failpoints else []
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "svirtd", "--config", str(self.config)],
+                [sys.executable, "-m", "svirtd", "--config", str(self.config), *armed],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self.env,
+                env=self.env | {VARIABLE: self.failpoints},
                 cwd=REPO,
             )
 

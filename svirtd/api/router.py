@@ -40,6 +40,7 @@ from svirtd.errors import (
     UnknownObject,
     UnknownProperty,
 )
+from svirtd.failpoints import Point, reach
 from svirtd.host.bus import (
     BusError,
     BusLost,
@@ -272,14 +273,18 @@ class Router:
         try:
             if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
                 signature = interface.methods[msg.member][1]
+                reach(Point.REPLY_BEFORE)
                 self._bus.send(method_return(msg, signature, reply.body, list(reply.fds)))
+                reach(Point.REPLY_AFTER)
         finally:
             for fd in reply.fds:
                 os.close(fd)
 
     def _reply_error(self, msg: Message, error: SvirtError) -> None:
         if not msg.flags & MessageFlag.NO_REPLY_EXPECTED:
+            reach(Point.REPLY_BEFORE)
             self._bus.send(error_reply(msg, error.name, error.text))
+            reach(Point.REPLY_AFTER)
 
     def _emit(
         self, path: str, interface: str, member: str, signature: str, body: list[Any]

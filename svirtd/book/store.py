@@ -22,6 +22,7 @@ from sqlite_utils import Database
 
 from svirtd.book import schema
 from svirtd.errors import Failed, StartError
+from svirtd.failpoints import Point, reach
 
 __all__ = ["Database", "Store"]
 
@@ -169,7 +170,9 @@ class Store:
             for job in group:
                 # Alone in its transaction, a job needs no savepoint to be taken back.
                 self._run_one(job) if len(group) > 1 else self._run_alone(job)
+            reach(Point.COMMIT_BEFORE)
             self._writer.execute("COMMIT")
+            reach(Point.COMMIT_AFTER)
             self._commits += 1
         except Exception as error:  # noqa: BLE001 -- handed to those who asked; the thread lives on
             if self._writer.conn.in_transaction:
@@ -209,6 +212,7 @@ class Store:
             job.error = error
 
     def _begin(self) -> None:
+        reach(Point.BOOK_WRITE)
         self._writer.execute("BEGIN IMMEDIATE")
 
     def _set_durability(self, *, durable: bool) -> None:

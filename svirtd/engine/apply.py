@@ -16,6 +16,7 @@ from svirtd.book.pool import Suspect
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Finding, Identity, Step
 from svirtd.errors import LabelRefused, ResourceRefused, SvirtError
+from svirtd.failpoints import Point, reach
 from svirtd.host import files
 from svirtd.host.files import Opened
 from svirtd.host.kernel import Kernel, NoLabels
@@ -61,11 +62,13 @@ def label(kernel: Kernel, steps: Sequence[Step], opened: Sequence[Opened]) -> No
         for target in {step.new for step in steps if step.new is not None}:
             kernel.check_context(target)
         for step in steps:
+            reach(Point.LABEL_BEFORE)
             if not files.change_label(kernel, fds[step.identity], step):
                 raise ResourceRefused(
                     f"{step.path} got another label while it was being looked at; try again"
                 )
             taken.append(step)
+            reach(Point.LABEL_AFTER)
     except SvirtError as error:
         outcomes = tuple(
             _take(kernel, fds[step.identity], step.undone(), durable=True)
@@ -161,7 +164,9 @@ def _not_opened(kernel: Kernel, step: Step, error: OSError) -> Outcome:
 
 def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
     try:
+        reach(Point.UNDO_BEFORE)
         changed = files.change_label(kernel, fd, step)
+        reach(Point.UNDO_AFTER)
         found = step.new if changed else kernel.read_label(fd)
     except LabelRefused as error:
         return Outcome(step, Fate.FAILED, None, str(error))
@@ -173,6 +178,7 @@ def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
     try:
         if durable:
             files.sync(fd)
+            reach(Point.UNDO_SYNCED)
     except OSError as error:
         reason = f"its label is back but not on the disk: {error.strerror}"
         return Outcome(step, Fate.UNSYNCED, found, reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from svirtd.core.model import VM, Finding, Hold, Standing
+from svirtd.failpoints import Point, reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +86,11 @@ class Events:
     def deliver(self) -> None:
         """Tell the listeners what has happened so far."""
         waiting, self._waiting = self._waiting, []
+        reach(Point.PUBLISH_BEFORE)
         for tell in waiting:
             for listener in self._listeners:
                 tell(listener)
+        reach(Point.PUBLISH_AFTER)
 
     def _later(self, tell: Callable[[Listener], None]) -> None:
         if not self._waiting:

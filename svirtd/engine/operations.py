@@ -21,6 +21,7 @@ from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.locks import Locks
 from svirtd.engine.units import Units
 from svirtd.errors import Drift, NoSuchVM
+from svirtd.failpoints import Point, reach
 from svirtd.host import processes, runtime
 from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId, Priority
@@ -57,6 +58,7 @@ class Operations:
 
         Nobody waits for that: recovery closes an operation that it finds in this state, too.
         """
+        reach(Point.CLOSE_BEFORE)
         closing = self._doors.store.write_behind(
             functools.partial(ledger.close_operation, operation=operation)
         )
@@ -66,9 +68,11 @@ class Operations:
         """Close a launch whose labels all stand and whose unit runs."""
         vm = replace(entry.vm, state=State.RUNNING, reason="", main_pid=main_pid)
         running = Entry(vm, entry.holds)
+        reach(Point.CLOSE_BEFORE)
         await self._doors.store.write(
             lambda db: entries.finish_launch(db, operation, running), durable=False
         )
+        reach(Point.CLOSE_AFTER)
         return running
 
     def _record_unclosed(self, closing: asyncio.Future[None]) -> None:
@@ -87,9 +91,11 @@ class Operations:
         holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         # Who is the last holder of a public object is decided and acted on under its lock.
         async with self.objects.hold_all(hold.identity for hold in holds):
+            reach(Point.BEGIN_BEFORE)
             begun = await doors.store.write(
                 lambda db: entries.begin_release(db, vm, cause.caller_uid)
             )
+            reach(Point.BEGIN_AFTER)
             if begun is None:
                 await self._drop_reservation(vm, cause)
                 return
@@ -104,11 +110,13 @@ class Operations:
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
         suspects = self._suspects(vm, outcomes) + await self._living(vm)
+        reach(Point.CLOSE_BEFORE)
         # What was restored is on the disk; the closing entry may follow with the next commit, since
         # recovery would only find everything restored.
         kept = await doors.store.write(
             lambda db: entries.finish_release(db, operation, suspects), durable=False
         )
+        reach(Point.CLOSE_AFTER)
         if vm.unit:
             self._units.forget(vm)
         self._events.drift(apply.findings(vm, outcomes))
@@ -127,9 +135,11 @@ class Operations:
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
         suspects = self._suspects(operation.vm, outcomes) + await self._living(operation.vm)
+        reach(Point.CLOSE_BEFORE)
         await self._doors.store.write(
             lambda db: entries.abandon_acquire(db, operation, suspects), durable=False
         )
+        reach(Point.CLOSE_AFTER)
         self._events.drift(apply.findings(operation.vm, outcomes))
 
     async def _refuse_failed(
@@ -149,9 +159,11 @@ class Operations:
 
     async def leave_failed(self, operation: Operation, entry: Entry, reason: str) -> None:
         """Leave an operation open that can be neither finished nor undone, its VM failed."""
+        reach(Point.FAILED_BEFORE)
         failed = await self._doors.store.write(
             lambda db: entries.set_failed(db, operation.vm, reason)
         )
+        reach(Point.FAILED_AFTER)
         after, cause = Entry(failed, entry.holds), Cause(operation.kind.value, operation.caller_uid)
         if operation.created:  # nobody has heard of it yet
             self._events.added(after, cause)
@@ -192,6 +204,7 @@ class Operations:
             return
         try:
             await self._doors.in_file_thread(runtime.remove_folder, vm.runtime_dir)
+            reach(Point.FOLDER_REMOVED)
         except OSError as error:
             # Named by the VM's Id, so no later VM meets it; the next boot clears it.
             self._doors.journal.record(

@@ -18,6 +18,7 @@ from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
 from svirtd.engine.units import Units
 from svirtd.errors import SvirtError
+from svirtd.failpoints import Point, reach
 from svirtd.host import processes
 from svirtd.host.journal import MessageId, Priority
 
@@ -39,11 +40,18 @@ class Recovery:
 
     async def run(self) -> None:
         """Make every pass. A VM that cannot be brought in line is `failed` and recorded as such."""
+        reach(Point.RECOVER_BEFORE)
         for operation in await self._doors.store.read(ledger.unfinished):
+            reach(Point.SETTLE_BEFORE)
             await self._settle(operation)
+            reach(Point.SETTLE_AFTER)
+        reach(Point.UNITS_BEFORE)
         await self._reconcile_units()
+        reach(Point.CALLERS_BEFORE)
         await self._reconcile_callers()
+        reach(Point.QUARANTINE_BEFORE)
         await self.recheck_quarantine()
+        reach(Point.RECOVER_AFTER)
 
     async def recheck_quarantine(self) -> None:
         """Let pairs back into the pool whose every suspect is seen clean."""

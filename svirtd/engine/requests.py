@@ -27,6 +27,7 @@ from svirtd.errors import (
     SvirtError,
     UnitStuck,
 )
+from svirtd.failpoints import Point, reach
 from svirtd.host import files, runtime
 from svirtd.host.bus import BusError, BusLost
 from svirtd.host.files import Opened
@@ -165,9 +166,12 @@ class Requests:
     ) -> Begun:
         seen = [one.seen for one in opened]
         stored = replace(caller, unique_name=self._departures.stored(caller.unique_name))
-        return await self._doors.store.write(
+        reach(Point.BEGIN_BEFORE)
+        begun = await self._doors.store.write(
             lambda db: entries.begin_acquire(db, self._doors, stored, request, seen, launching)
         )
+        reach(Point.BEGIN_AFTER)
+        return begun
 
     async def _label_all(self, begun: Begun, opened: Sequence[Opened]) -> Entry:
         if begun.operation is None:
@@ -245,6 +249,7 @@ class Requests:
                     SVIRT_UNIT=now.unit,
                     SVIRT_OPERATION="end",
                 )
+                reach(Point.END_NOTICED)
                 await self._operations.release(now, Cause("end", 0))
 
     async def _caller_gone(self, stored: str) -> None:

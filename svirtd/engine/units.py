@@ -8,6 +8,7 @@ from svirtd.core.model import VM, Command, UnitState
 from svirtd.core.names import machine_id, machine_name
 from svirtd.engine.doors import Doors
 from svirtd.errors import LabelRefused, SvirtError
+from svirtd.failpoints import Point, reach
 from svirtd.host import runtime
 from svirtd.host.journal import MessageId, Priority
 from svirtd.host.runtime import Account
@@ -35,6 +36,7 @@ class Units:
         await doors.in_file_thread(
             runtime.make_folder, doors.kernel, vm.runtime_dir, account, vm.image_context
         )
+        reach(Point.FOLDER_MADE)
         spec = UnitSpec(
             name=vm.unit,
             description=f"Virtual machine {vm.name}",
@@ -46,9 +48,12 @@ class Units:
             working_directory=command.working_directory,
             properties=command.properties,
         )
+        reach(Point.START_BEFORE)
         state = await doors.systemd.start(spec, timeout_s=doors.config.start_timeout_s)
+        reach(Point.START_AFTER)
         try:
             await self._check_label(vm, state)
+            reach(Point.START_CHECKED)
         except SvirtError:
             await self.end(vm)
             raise
@@ -77,7 +82,9 @@ class Units:
 
     async def stop(self, vm: VM) -> None:
         """Stop the unit and wait until no process of it is left. Raises UnitFailed."""
+        reach(Point.STOP_BEFORE)
         await self._doors.systemd.stop(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
+        reach(Point.STOP_AFTER)
 
     def forget(self, vm: VM) -> None:
         """Stop watching a unit that has ended."""

@@ -19,6 +19,7 @@ from typing import Any, Final
 from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Step
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
+from svirtd.failpoints import Point, reach
 from svirtd.host.kernel import Kernel, NoLabels
 
 _SYS_OPENAT2: Final = 437
@@ -288,6 +289,7 @@ def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
 
 def sync(fd: int) -> None:
     """Bring a label change to the disk, so that a power cut cannot bring an old label back."""
+    reach(Point.LABEL_SYNC)
     if stat.S_ISREG(os.fstat(fd).st_mode):
         os.fsync(fd)
 

@@ -16,6 +16,7 @@ from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import Contexts, Mode
 from svirtd.core.separation import Decision
 from svirtd.errors import LabelRefused, StartError
+from svirtd.failpoints import Point, reach
 
 XATTR: Final = "security.selinux"
 
@@ -168,6 +169,7 @@ class Kernel:
         Raises NoLabels or OSError.
         """
         try:
+            reach(Point.LABEL_READ)
             raw = os.getxattr(fd, XATTR)
         except OSError as error:
             if error.errno == errno.ENODATA:
@@ -179,6 +181,7 @@ class Kernel:
 
     def write_label(self, fd: int, label: str | None) -> None:
         """Set the label of an open object, or take it away. Raises OSError."""
+        reach(Point.LABEL_WRITE)
         if label is None:
             os.removexattr(fd, XATTR)
         else:

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Named boundaries at which a test ends the daemon, holds it up, or has a step fail.
+
+Nothing happens at any of them unless `arm` was called, which only `svirtd --test-failpoints` does;
+until then `reach` is an empty function. What is armed comes from the environment, as
+`POINT[@N[+]]=ACTION` parts separated by blanks: at the N-th time that the point is reached (every
+time without it, from the N-th time on with "+") the action is taken. Actions: `kill` (SIGKILL),
+`sleep:SECONDS` (of the reaching thread), `errno:NAME` (OSError), `raise:MODULE.CLASS:TEXT`.
+`trace:FILE` alone appends the name of every point that is reached.
+"""
+
+import enum
+import errno
+import importlib
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+VARIABLE: Final = "SVIRTD_FAILPOINTS"
+
+
+class Point(enum.StrEnum):
+    """Every boundary between two things that must not be torn apart, in the order of a request."""
+
+    BEGIN_BEFORE = "begin-before"  # decided; nothing is in the book
+    COMMIT_BEFORE = "commit-before"  # the transaction is complete and not committed
+    COMMIT_AFTER = "commit-after"
+    BEGIN_AFTER = "begin-after"  # the entry is durable; nothing is labelled
+    LABEL_BEFORE = "label-before"
+    LABEL_AFTER = "label-after"
+    FOLDER_MADE = "folder-made"  # the runtime folder
+    START_BEFORE = "start-before"
+    START_AFTER = "start-after"  # the unit runs, its label is not checked yet
+    START_CHECKED = "start-checked"
+    CLOSE_BEFORE = "close-before"  # all is done but for the closing entry
+    CLOSE_AFTER = "close-after"
+    PUBLISH_BEFORE = "publish-before"
+    PUBLISH_AFTER = "publish-after"
+    REPLY_BEFORE = "reply-before"
+    REPLY_AFTER = "reply-after"
+    END_NOTICED = "end-noticed"  # of a unit
+    STOP_BEFORE = "stop-before"
+    STOP_AFTER = "stop-after"
+    UNDO_BEFORE = "undo-before"  # a label's way back, of a release or of a failure
+    UNDO_AFTER = "undo-after"
+    UNDO_SYNCED = "undo-synced"
+    FOLDER_REMOVED = "folder-removed"
+    FAILED_BEFORE = "failed-before"  # an operation is about to be left open
+    FAILED_AFTER = "failed-after"
+    RECOVER_BEFORE = "recover-before"
+    SETTLE_BEFORE = "settle-before"  # one operation that was cut off
+    SETTLE_AFTER = "settle-after"
+    UNITS_BEFORE = "units-before"  # the passes of recovery
+    CALLERS_BEFORE = "callers-before"
+    QUARANTINE_BEFORE = "quarantine-before"
+    RECOVER_AFTER = "recover-after"
+    # Inside a step, for errors rather than ends.
+    LABEL_WRITE = "label-write"
+    LABEL_READ = "label-read"
+    LABEL_SYNC = "label-sync"
+    BOOK_WRITE = "book-write"
+
+
+@dataclass(frozen=True, slots=True)
+class _Armed:
+    first: int
+    last: int | None
+    act: Callable[[], None]
+
+
+def _nothing(_point: Point) -> None:
+    pass
+
+
+_reach: Callable[[Point], None] = _nothing
+
+
+def reach(point: Point) -> None:
+    """Say that a boundary is reached. Raises what a test has asked for, nothing otherwise."""
+    _reach(point)
+
+
+def arm(environment: Mapping[str, str]) -> None:
+    """Have the points do what the environment says. ValueError for what is not understood."""
+    global _reach  # noqa: PLW0603 -- one process, one set of points
+    text = environment.get(VARIABLE, "")
+    if text.startswith("trace:"):
+        _reach = _tracer(text.removeprefix("trace:"))
+    elif text:
+        _reach = _actor([_parse(part) for part in text.split()])
+
+
+def _tracer(path: str) -> Callable[[Point], None]:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+    def trace(point: Point) -> None:
+        os.write(fd, f"{point}\n".encode())
+
+    return trace
+
+
+def _actor(parts: list[tuple[Point, _Armed]]) -> Callable[[Point], None]:
+    reached: Counter[Point] = Counter()
+    lock = threading.Lock()
+
+    def act(point: Point) -> None:
+        with lock:
+            reached[point] += 1
+            times = reached[point]
+        for armed_point, armed in parts:
+            if armed_point is point and armed.first <= times <= (armed.last or times):
+                armed.act()
+
+    return act
+
+
+def _parse(part: str) -> tuple[Point, _Armed]:
+    where, separator, action = part.partition("=")
+    name, counted, number = where.partition("@")
+    if not separator:
+        raise ValueError(f"fail point {part!r}: expected POINT[@N[+]]=ACTION")
+    first = int(number.removesuffix("+")) if counted else 1
+    last = None if not counted or number.endswith("+") else first
+    return Point(name), _Armed(first, last, _action(action))
+
+
+def _action(text: str) -> Callable[[], None]:
+    kind, _, argument = text.partition(":")
+    match kind:
+        case "kill":
+            return lambda: os.kill(os.getpid(), signal.SIGKILL)
+        case "sleep":
+            seconds = float(argument)
+            return lambda: time.sleep(seconds)
+        case "errno":
+            return _raiser(OSError, getattr(errno, argument), f"as asked for: {argument}")
+        case "raise":
+            name, _, message = argument.partition(":")
+            module, _, cls = name.rpartition(".")
+            return _raiser(getattr(importlib.import_module(module), cls), message.replace("_", " "))
+        case _:
+            raise ValueError(f"fail point action {text!r} is not known")
+
+
+def _raiser(cls: type[Exception], *arguments: object) -> Callable[[], None]:
+    def fail() -> None:
+        raise cls(*arguments)
+
+    return fail

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Fail points: nothing unless armed, and then what was asked for, when it was."""
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from svirtd import failpoints
+from svirtd.failpoints import VARIABLE, Point, arm, reach
+
+
+@pytest.fixture(autouse=True)
+def disarmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(failpoints, "_reach", failpoints._nothing)
+    yield
+    monkeypatch.undo()
+    assert failpoints._reach is failpoints._nothing
+
+
+def test_nothing_is_armed_by_importing_or_by_an_empty_environment() -> None:
+    arm({})
+    assert failpoints._reach is failpoints._nothing
+    for point in Point:
+        reach(point)
+
+
+def test_the_nth_time_only() -> None:
+    arm({VARIABLE: "label-write@2=errno:ENOSPC label-read@3+=errno:EIO"})
+    reach(Point.LABEL_WRITE)
+    with pytest.raises(OSError, match="ENOSPC") as caught:
+        reach(Point.LABEL_WRITE)
+    assert caught.value.errno == errno.ENOSPC
+    reach(Point.LABEL_WRITE)
+    reach(Point.LABEL_READ)
+    reach(Point.LABEL_READ)
+    for _ in range(3):
+        with pytest.raises(OSError, match="EIO"):
+            reach(Point.LABEL_READ)
+    reach(Point.UNDO_BEFORE)
+
+
+def test_any_exception() -> None:
+    arm({VARIABLE: "book-write=raise:sqlite3.OperationalError:disk_I/O_error"})
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        reach(Point.BOOK_WRITE)
+
+
+def test_a_trace(tmp_path: Path) -> None:
+    arm({VARIABLE: f"trace:{tmp_path / 'trace'}"})
+    reach(Point.BEGIN_BEFORE)
+    reach(Point.REPLY_AFTER)
+    assert (tmp_path / "trace").read_text() == "begin-before\nreply-after\n"
+
+
+@pytest.mark.parametrize("text", ["label-write", "nowhere=kill", "label-write=dance", "@1=kill"])
+def test_what_is_not_understood(text: str) -> None:
+    with pytest.raises(ValueError, match=r"fail point|not a valid Point"):
+        arm({VARIABLE: text})
