@@ -6,7 +6,8 @@ until then `reach` is an empty function. What is armed comes from the environmen
 `POINT[@N[+]]=ACTION` parts separated by blanks: at the N-th time that the point is reached (every
 time without it, from the N-th time on with "+") the action is taken. Actions: `kill` (SIGKILL),
 `sleep:SECONDS` (of the reaching thread), `errno:NAME` (OSError), `raise:MODULE.CLASS:TEXT`.
-`trace:FILE` alone appends the name of every point that is reached.
+`trace:FILE`, alone or among the parts, appends a line for every point that is reached: its name and
+the module and line that reached it.
 """
 
 import enum
@@ -14,19 +15,26 @@ import errno
 import importlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 VARIABLE: Final = "SVIRTD_FAILPOINTS"
+_TRACE: Final = "trace:"
+# From a tracer up: what calls all of them, reach(), and the one that we are after.
+_SITE_DEPTH: Final = 3
 
 
 class Point(enum.StrEnum):
     """Every boundary between two things that must not be torn apart, in the order of a request."""
 
+    # The book's own start; a member that is added takes a scenario that reaches it.
+    BOOK_MIGRATED = "book-migrated"  # the tables are there, the pool is not yet
+    LOG_GROWN = "log-grown"
     BEGIN_BEFORE = "begin-before"  # decided; nothing is in the book
     COMMIT_BEFORE = "commit-before"  # the transaction is complete and not committed
     COMMIT_AFTER = "commit-after"
@@ -35,6 +43,7 @@ class Point(enum.StrEnum):
     LABEL_AFTER = "label-after"
     FOLDER_MADE = "folder-made"  # the runtime folder
     START_BEFORE = "start-before"
+    START_QUEUED = "start-queued"  # systemd has the job and has not said how it ended
     START_AFTER = "start-after"  # the unit runs, its label is not checked yet
     START_CHECKED = "start-checked"
     CLOSE_BEFORE = "close-before"  # all is done but for the closing entry
@@ -66,6 +75,14 @@ class Point(enum.StrEnum):
     BOOK_WRITE = "book-write"
 
 
+# Where a daemon may be ended; at the others only errors are put in.
+BOUNDARIES: Final = tuple(
+    point
+    for point in Point
+    if point not in (Point.LABEL_WRITE, Point.LABEL_READ, Point.LABEL_SYNC, Point.BOOK_WRITE)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Armed:
     first: int
@@ -89,17 +106,28 @@ def arm(environment: Mapping[str, str]) -> None:
     """Have the points do what the environment says. ValueError for what is not understood."""
     global _reach  # noqa: PLW0603 -- one process, one set of points
     text = environment.get(VARIABLE, "")
-    if text.startswith("trace:"):
-        _reach = _tracer(text.removeprefix("trace:"))
-    elif text:
-        _reach = _actor([_parse(part) for part in text.split()])
+    parts = text.split()
+    tracers = [_tracer(part.removeprefix(_TRACE)) for part in parts if part.startswith(_TRACE)]
+    actors = [_parse(part) for part in parts if not part.startswith(_TRACE)]
+    if parts:
+        _reach = _all_of([*tracers, *([_actor(actors)] if actors else [])])
+
+
+def _all_of(acts: Sequence[Callable[[Point], None]]) -> Callable[[Point], None]:
+    def act(point: Point) -> None:
+        for one in acts:
+            one(point)
+
+    return act
 
 
 def _tracer(path: str) -> Callable[[Point], None]:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def trace(point: Point) -> None:
-        os.write(fd, f"{point}\n".encode())
+        site = sys._getframe(_SITE_DEPTH)
+        module = os.path.relpath(site.f_code.co_filename, os.path.dirname(__file__))
+        os.write(fd, f"{point} {module}:{site.f_lineno}\n".encode())
 
     return trace
 

@@ -61,7 +61,9 @@ class Store:
             self._writer = undo.enter_context(contextlib.closing(_connect(path)))
             with _translated(path):
                 schema.migrate(self._writer)
+                reach(Point.BOOK_MIGRATED)
                 self._grow_log()
+                reach(Point.LOG_GROWN)
             self._reader = undo.enter_context(contextlib.closing(_connect(path)))
             self._reader.execute("PRAGMA query_only=ON")
             undo.pop_all()
@@ -119,7 +121,9 @@ class Store:
             except BaseException:
                 self._writer.execute("ROLLBACK")
                 raise
+            reach(Point.COMMIT_BEFORE)
             self._writer.execute("COMMIT")
+            reach(Point.COMMIT_AFTER)
             return result
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from svirtd.core.model import UnitState
 from svirtd.errors import Failed, UnitFailed, UnitStuck
+from svirtd.failpoints import Point, reach
 from svirtd.host.bus import BusError, Connection, Message, Variant, escape_path
 
 _NAME: Final = "org.freedesktop.systemd1"
@@ -134,6 +135,7 @@ class Systemd:
         except Failed as error:
             await self.end(spec.name, timeout_s=timeout_s)
             raise UnitFailed(f"{spec.name} was not started: {error}") from error
+        reach(Point.START_QUEUED)
         try:
             result = await self._job_done(reply.body[0], timeout_s)
         except TimeoutError as error:

@@ -2,6 +2,8 @@
 """Fail points: nothing unless armed, and then what was asked for, when it was."""
 
 import errno
+import inspect
+import os
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,9 +52,25 @@ def test_any_exception() -> None:
 
 def test_a_trace(tmp_path: Path) -> None:
     arm({VARIABLE: f"trace:{tmp_path / 'trace'}"})
+    frame = inspect.currentframe()
+    assert frame is not None
+    line = frame.f_lineno
     reach(Point.BEGIN_BEFORE)
     reach(Point.REPLY_AFTER)
-    assert (tmp_path / "trace").read_text() == "begin-before\nreply-after\n"
+    here = os.path.relpath(__file__, os.path.dirname(failpoints.__file__))
+    assert (tmp_path / "trace").read_text().splitlines() == [
+        f"begin-before {here}:{line + 1}",
+        f"reply-after {here}:{line + 2}",
+    ]
+
+
+def test_a_trace_beside_other_actions(tmp_path: Path) -> None:
+    arm({VARIABLE: f"trace:{tmp_path / 'trace'} label-write@2=errno:EIO"})
+    reach(Point.LABEL_WRITE)
+    with pytest.raises(OSError, match="EIO"):
+        reach(Point.LABEL_WRITE)
+    names = [line.split()[0] for line in (tmp_path / "trace").read_text().splitlines()]
+    assert names == ["label-write", "label-write"]
 
 
 @pytest.mark.parametrize("text", ["label-write", "nowhere=kill", "label-write=dance", "@1=kill"])
