@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Daemons without the half second of imports: forked from a process that has made them.
+
+What runs is the real main() in a process of its own, a child of the tester like any other, with the
+arguments, environment, folder and output it is given, and with the signal dispositions and the one
+thread of a fresh process. Two things differ: its command line in /proc, and that svirtd's modules
+were imported before its environment was set (none of them looks at it that early).
+"""
+
+import ctypes
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+_REPO: Final = Path(__file__).resolve().parents[1]
+_REQUEST_BYTES: Final = 128 * 1024
+_START_S: Final = 20.0
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+class Forked:
+    """A daemon that a zygote has forked: what the tests use of Popen, in the same words."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._fd = os.pidfd_open(pid)
+
+    def poll(self) -> int | None:
+        """Return its exit code if it has ended: negative after a signal, as Popen has it."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+                os.close(self._fd)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end. Raises TimeoutExpired."""
+        if self.returncode is None and not select.select([self._fd], [], [], timeout)[0]:
+            raise subprocess.TimeoutExpired(f"svirtd, process {self.pid}", timeout)
+        code = self.poll()
+        assert code is not None
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it has not been waited for."""
+        if self.returncode is None:
+            signal.pidfd_send_signal(self._fd, number)
+
+
+class Zygote:
+    """The process that forks. `close` ends it; daemons that it has forked live on."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.zygote"], stdin=theirs.fileno(), cwd=_REPO
+            )
+        self._socket.settimeout(_START_S)
+        assert self._socket.recv(16) == b"ready"
+
+    def spawn(
+        self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, output: int
+    ) -> Forked:
+        """Start svirtd with these arguments, its standard output and error going to `output`."""
+        request = {"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}
+        with _adopting():
+            socket.send_fds(self._socket, [json.dumps(request).encode()], [output])
+            pid = int(self._socket.recv(16))
+        return Forked(pid)
+
+    def close(self) -> None:
+        """End it."""
+        self._socket.close()
+        assert self._process.wait(_START_S) == 0
+
+
+@contextmanager
+def _adopting() -> Iterator[None]:
+    """Whoever loses its parent below this process becomes its child meanwhile."""
+    _subreaper(1)
+    try:
+        yield
+    finally:
+        _subreaper(0)
+
+
+def _subreaper(value: int) -> None:
+    zero = ctypes.c_ulong(0)
+    if _prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(value), zero, zero, zero):
+        raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
+
+
+def _serve(channel: socket.socket) -> dict[str, Any] | None:
+    """Fork for each request; returns None at the end, and in a forked process its request."""
+    while True:
+        data, fds, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 1)
+        if not data:
+            return None
+        # Forked twice: the daemon is the tester's child once the one between has ended.
+        reader, writer = os.pipe()
+        between = os.fork()
+        if between == 0:
+            pid = os.fork()
+            if pid == 0:
+                os.close(reader)
+                os.close(writer)
+                return {"output": fds[0], **json.loads(data)}
+            os.write(writer, str(pid).encode())
+            os._exit(0)
+        os.close(writer)
+        os.close(fds[0])
+        os.waitpid(between, 0)
+        channel.send(os.read(reader, 16))
+        os.close(reader)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Make this process what it would be if it had been executed."""
+    null = os.open(os.devnull, os.O_RDONLY)
+    for number, fd in enumerate((null, request["output"], request["output"])):
+        os.dup2(fd, number)
+    os.close(null)
+    os.close(request["output"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    sys.argv[1:] = request["arguments"]
+
+
+def main() -> int:
+    """Serve on standard input until its other end is closed; in a forked process, run svirtd."""
+    from svirtd.daemon import main as svirtd
+
+    with socket.socket(fileno=os.dup(0)) as channel:
+        channel.send(b"ready")
+        request = _serve(channel)
+    if request is None:
+        return 0
+    _become(request)
+    return svirtd(request["arguments"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
