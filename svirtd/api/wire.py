@@ -297,12 +297,14 @@ def vm_changes(
 
 
 def _hold(hold: Hold) -> dict[str, Variant]:
-    return {
+    shown = {
         "path": Variant("s", hold.path),
         "access": Variant("s", hold.access.value),
         "context": Variant("s", hold.label),
-        "original": Variant("s", hold.original or ""),
     }
+    if hold.original_known:
+        shown["original"] = Variant("s", hold.original or "")
+    return shown
 
 
 def plan_steps(plan: Plan) -> list[dict[str, Variant]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from svirtd.book.store import Database
+from svirtd.core import pool as core
 from svirtd.core.model import Counts, Identity
 from svirtd.core.pool import Drawn, Permutation, PoolState, Shape, draw
 from svirtd.errors import StartError
@@ -94,8 +95,8 @@ def draw_rank(
     for blocked in drawn.put_back:
         db.execute("INSERT INTO returned(rank) VALUES (?)", [blocked])
     db.execute(
-        "UPDATE pool SET cursor = ?, returned = returned + ?",
-        [drawn.cursor, len(drawn.put_back) - drawn.consumed_returned],
+        "UPDATE pool SET cursor = ?, returned = returned + ?, ahead = ahead - ?",
+        [drawn.cursor, len(drawn.put_back) - drawn.consumed_returned, drawn.passed],
     )
     return rank
 
@@ -114,8 +115,36 @@ def _next(
         permutation,
         _state(db),
         returned=(rank for (rank,) in db.execute("SELECT rank FROM returned ORDER BY seq")),
+        is_issued=lambda rank: _taken(db, rank) or _returned(db, rank),
         is_blocked=is_blocked,
         blocked_limit=blocked_limit,
+    )
+
+
+def claim(db: Database, permutation: Permutation, rank: int) -> None:
+    """Take this very rank out of the pool, for a VM that runs under it already.
+
+    Raises RankTaken if a VM of the book has it or it is in quarantine.
+    """
+    returned = _returned(db, rank)
+    after = core.claim(permutation, _state(db), rank, returned=returned, taken=_taken(db, rank))
+    if returned:
+        db.execute("DELETE FROM returned WHERE rank = ?", [rank])
+    db.execute("UPDATE pool SET returned = ?, ahead = ?", [after.returned, after.ahead])
+
+
+def rekey(db: Database) -> None:
+    """Give the pool another order, in which every rank of a VM or in quarantine is claimed.
+
+    For a copy of the book that takes the book's place. What has been drawn since it was made are
+    exactly the next ranks of its own order: to draw on would hand out, one by one, the sets that
+    files on this host may carry. In another order they come up as rarely as any others.
+    """
+    db.execute("DELETE FROM returned")
+    db.execute(
+        "UPDATE pool SET key = ?, cursor = 0, returned = 0,"
+        " ahead = quarantined + (SELECT count(*) FROM vm)",
+        [secrets.token_bytes(_KEY_BYTES)],
     )
 
 
@@ -192,7 +221,18 @@ def counts(db: Database) -> Counts:
 
 
 def _state(db: Database) -> PoolState:
-    return PoolState(*db.execute("SELECT cursor, returned, quarantined FROM pool").fetchone())
+    return PoolState(
+        *db.execute("SELECT cursor, returned, quarantined, ahead FROM pool").fetchone()
+    )
+
+
+def _taken(db: Database, rank: int) -> bool:
+    owned = db.execute("SELECT 1 FROM vm WHERE rank = ?", [rank]).fetchone()
+    return owned is not None or _suspected(db, rank)
+
+
+def _returned(db: Database, rank: int) -> bool:
+    return db.execute("SELECT 1 FROM returned WHERE rank = ?", [rank]).fetchone() is not None
 
 
 def _suspected(db: Database, rank: int) -> bool:

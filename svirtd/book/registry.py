@@ -22,7 +22,7 @@ _VM = (
 # Below the number of values that one statement of any SQLite may have.
 _OBJECTS_AT_ONCE = 256
 _HOLD = (
-    "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original"
+    "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original, h.original_known"
     " FROM hold h JOIN vm v ON v.rank = h.rank"
 )
 
@@ -51,8 +51,10 @@ def _vm(row: Sequence[Any]) -> VM:
 
 
 def _hold(row: Sequence[Any]) -> Hold:
-    vm_id, vm_name, dev, ino, path, access, label, original = row
-    return Hold(vm_id, vm_name, Identity(dev, ino), path, Access(access), label, original)
+    vm_id, vm_name, dev, ino, path, access, label, original, known = row
+    return Hold(
+        vm_id, vm_name, Identity(dev, ino), path, Access(access), label, original, bool(known)
+    )
 
 
 def vm_by_name(db: Database, name: str) -> VM | None:
@@ -164,8 +166,8 @@ def remove_vm(db: Database, vm: VM) -> None:
 def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
     """Insert the holds of a VM that has none."""
     db.conn.executemany(
-        "INSERT INTO hold(rank, number, dev, ino, path, access, label, original)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO hold(rank, number, dev, ino, path, access, label, original, original_known)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 vm.rank,
@@ -176,6 +178,7 @@ def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
                 h.access.value,
                 h.label,
                 h.original,
+                int(h.original_known),
             )
             for number, h in enumerate(holds)
         ],

@@ -132,6 +132,18 @@ def _registry(db: Database) -> None:
     )
 
 
+@migrations(name="0003-unknown-original")
+def _unknown_original(db: Database) -> None:
+    # A hold that was found and not made: what its object carried before is not known.
+    db.execute("ALTER TABLE hold ADD COLUMN original_known INTEGER NOT NULL DEFAULT 1")
+
+
+@migrations(name="0004-ranks-ahead")
+def _ranks_ahead(db: Database) -> None:
+    # Ranks that were claimed and not drawn: issued although the cursor has not come to them.
+    db.execute("ALTER TABLE pool ADD COLUMN ahead INTEGER NOT NULL DEFAULT 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

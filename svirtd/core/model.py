@@ -164,7 +164,10 @@ class VM:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """One VM's use of one object. `label` is what svirtd set, `original` what it found."""
+    """One VM's use of one object. `label` is what svirtd set, `original` what it found.
+
+    A hold that was entered again from what runs has no known original.
+    """
 
     vm_id: str
     vm_name: str
@@ -173,6 +176,7 @@ class Hold:
     access: Access
     label: str
     original: str | None
+    original_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)

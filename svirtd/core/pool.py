@@ -8,7 +8,7 @@ what comes back, all inside one transaction of its own.
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import comb, isqrt
 from typing import Final
@@ -197,14 +197,16 @@ class Drawn:
     """What a draw found, and what the book has to write down, in this order.
 
     Set the cursor to `cursor`; delete the `consumed_returned` oldest entries of the FIFO; append
-    `put_back` to it. This holds with `rank` None too, which says that every candidate overlapped a
-    foreign label: a book that keeps the moves starts the next draw behind those candidates.
+    `put_back` to it; lower the number of ranks ahead by `passed`. This holds with `rank` None too,
+    which says that every candidate overlapped a foreign label: a book that keeps the moves starts
+    the next draw behind those candidates.
     """
 
     rank: int | None
     cursor: int
     consumed_returned: int
     put_back: tuple[int, ...]
+    passed: int = 0
 
     def issued(self) -> int:
         """Return the rank; PoolExhausted if every candidate was blocked."""
@@ -221,30 +223,63 @@ class Drawn:
 class PoolState:
     """The book's counts. ValueError if they contradict each other.
 
-    `cursor`: ranks that the permutation has issued so far. `returned`: the FIFO's length.
-    `quarantined`: ranks free but not yet proven clean. The rest of the issued ranks is in use.
+    `cursor`: how far the permutation was walked; every rank before it is issued. `ahead`: ranks
+    behind it that are issued all the same, since they were claimed and not drawn. `returned`: the
+    FIFO's length. `quarantined`: ranks free but not yet proven clean. The rest of the issued ranks
+    is in use.
     """
 
     cursor: int
     returned: int
     quarantined: int
+    ahead: int = 0
 
     def __post_init__(self) -> None:
-        if min(self.returned, self.quarantined, self.in_use) < 0:
+        if min(self.cursor, self.ahead, self.returned, self.quarantined, self.in_use) < 0:
             raise ValueError(
-                f"the book's pool contradicts itself: {self.cursor} issued, "
-                f"{self.returned} returned, {self.quarantined} quarantined"
+                f"the book's pool contradicts itself: {self.cursor} issued in order and "
+                f"{self.ahead} ahead, {self.returned} returned, {self.quarantined} quarantined"
             )
+
+    @property
+    def issued(self) -> int:
+        """How many ranks are not in the part of the permutation that is still to be walked."""
+        return self.cursor + self.ahead
 
     @property
     def in_use(self) -> int:
         """How many ranks VMs hold now."""
-        return self.cursor - self.returned - self.quarantined
+        return self.issued - self.returned - self.quarantined
 
     def after(self, drawn: Drawn) -> "PoolState":
         """Return the counts once the book has written down this draw."""
         returned = self.returned - drawn.consumed_returned + len(drawn.put_back)
-        return PoolState(drawn.cursor, returned, self.quarantined)
+        return PoolState(drawn.cursor, returned, self.quarantined, self.ahead - drawn.passed)
+
+
+class RankTaken(Exception):
+    """A rank that was to be claimed is in use or in quarantine."""
+
+
+def claim(
+    permutation: Permutation, state: PoolState, rank: int, *, returned: bool, taken: bool
+) -> PoolState:
+    """Take this very rank out of the pool: return the counts that the book then has.
+
+    For a set that runs on the host already, whatever the book says. The book tells where it has
+    the rank: in the FIFO (`returned`, from which the caller deletes it) or with a VM or in
+    quarantine (`taken`, which raises RankTaken). A rank that the permutation has still before it
+    is counted as ahead, and the walk will pass it by: the cost does not depend on how far ahead.
+
+    ValueError if the permutation has issued the rank and the book has it nowhere.
+    """
+    if taken:
+        raise RankTaken(f"rank {rank} is in use or in quarantine")
+    if returned:
+        return replace(state, returned=state.returned - 1)
+    if permutation.index_of(rank) < state.cursor:
+        raise ValueError(f"the book has lost rank {rank}: it was issued and is nowhere")
+    return replace(state, ahead=state.ahead + 1)
 
 
 def draw(
@@ -252,14 +287,17 @@ def draw(
     state: PoolState,
     *,
     returned: Iterable[int],
+    is_issued: Callable[[int], bool],
     is_blocked: Callable[[int], bool],
     blocked_limit: int,
 ) -> Drawn:
     """Choose the next rank: a never-used one while there is one, then the oldest returned one.
 
     `returned` is the FIFO, oldest first; it is read lazily, no further than needed, and never past
-    `state.returned` entries. A rank for which `is_blocked` is true goes to the FIFO's tail. At most
-    `blocked_limit` candidates are looked at; if all are blocked, the result has no rank.
+    `state.returned` entries. `is_issued` says whether the book has a rank with a VM, in quarantine
+    or in the FIFO; it is asked only while ranks are ahead, which are passed by. A rank for which
+    `is_blocked` is true goes to the FIFO's tail. At most `blocked_limit` candidates are looked at;
+    if all are blocked, the result has no rank.
 
     Raises PoolExhausted if nothing is free, at once; ValueError if the book contradicts itself or
     `blocked_limit` is below 1.
@@ -267,33 +305,36 @@ def draw(
     total = permutation.total
     if blocked_limit < 1:
         raise ValueError(f"bad blocked limit {blocked_limit}: expected 1 or more")
-    if state.cursor > total:
+    if state.issued > total:
         raise ValueError(
-            f"the book's pool cursor {state.cursor} is past the pool's {total} sets: "
+            f"the book's pool has issued {state.issued} of {total} sets: "
             "the private pool was changed under a live book"
         )
-    if state.cursor == total and state.returned == 0:
+    if state.issued == total and state.returned == 0:
         raise PoolExhausted(
             f"the private pool is full: of {total} category sets, {state.in_use} are in use and "
             f"{state.quarantined} in quarantine; release or forget VMs, or widen "
             "`[labels] private`"
         )
     waiting = iter(returned)
-    cursor, consumed = state.cursor, 0
+    cursor, consumed, passed = state.cursor, 0, 0
     put_back: list[int] = []
     while len(put_back) < blocked_limit:
         if cursor < total:
             candidate = permutation.at(cursor)
             cursor += 1
+            if passed < state.ahead and is_issued(candidate):
+                passed += 1
+                continue
         elif consumed < state.returned:
             candidate = _oldest(waiting, consumed, state, total)
             consumed += 1
         else:
             break
         if not is_blocked(candidate):
-            return Drawn(candidate, cursor, consumed, tuple(put_back))
+            return Drawn(candidate, cursor, consumed, tuple(put_back), passed)
         put_back.append(candidate)
-    return Drawn(None, cursor, consumed, tuple(put_back))
+    return Drawn(None, cursor, consumed, tuple(put_back), passed)
 
 
 def _oldest(waiting: Iterator[int], consumed: int, state: PoolState, total: int) -> int:

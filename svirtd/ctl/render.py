@@ -116,7 +116,7 @@ def vm_details(
             one.get("access", ""),
             one.get("path", ""),
             one.get("context", ""),
-            one.get("original", ""),
+            one.get("original", "unknown"),
         )
         for one in vm.get("Resources", ())
     ]

@@ -180,6 +180,12 @@ def test_not_enforced_is_said_first() -> None:
         assert "NOT ENFORCED" not in text
 
 
+def test_show_says_which_original_is_unknown() -> None:
+    held = {"path": "/a.img", "access": "exclusive", "context": "u:r:t:s0:c1"}
+    text = render.vm_details(vm(Resources=[held]), user, PLAIN, UTC, enforced=True)
+    assert text.splitlines()[-1].split() == ["exclusive", "/a.img", "u:r:t:s0:c1", "unknown"]
+
+
 def test_show() -> None:
     held = {"path": "/a b.img", "access": "exclusive", "context": "u:r:t:s0:c1", "original": ""}
     text = render.vm_details(

@@ -3,6 +3,7 @@
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 from math import comb
 
@@ -18,7 +19,16 @@ from hypothesis.stateful import (
 )
 
 from svirtd.core import mcs
-from svirtd.core.pool import Drawn, Permutation, PoolState, Shape, draw, make_shape
+from svirtd.core.pool import (
+    Drawn,
+    Permutation,
+    PoolState,
+    RankTaken,
+    Shape,
+    claim,
+    draw,
+    make_shape,
+)
 from svirtd.errors import PoolExhausted
 
 # A loaded machine is slow, not wrong.
@@ -244,10 +254,15 @@ class TestPoolState:
         assert PoolState(0, 0, 0).in_use == 0
         assert PoolState(5, 3, 2).in_use == 0
 
-    @pytest.mark.parametrize("counts", [(-1, 0, 0), (5, -1, 0), (5, 0, -1), (5, 3, 3), (0, 1, 0)])
-    def test_counts_that_contradict_each_other_are_refused(
-        self, counts: tuple[int, int, int]
-    ) -> None:
+    def test_what_was_claimed_ahead_counts_as_issued(self) -> None:
+        assert PoolState(10, 3, 2, 4).in_use == 9
+        assert PoolState(10, 3, 2, 4).issued == 14
+
+    @pytest.mark.parametrize(
+        "counts",
+        [(-1, 0, 0), (5, -1, 0), (5, 0, -1), (5, 3, 3), (0, 1, 0), (5, 0, 0, -1), (-1, 0, 0, 2)],
+    )
+    def test_counts_that_contradict_each_other_are_refused(self, counts: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match="contradicts itself"):
             PoolState(*counts)
 
@@ -260,6 +275,7 @@ class TestDraw:
             self.order,
             PoolState(4, 3, 0),
             returned=untouched(),
+            is_issued=never,
             is_blocked=never,
             blocked_limit=1,
         )
@@ -268,7 +284,12 @@ class TestDraw:
     def test_the_oldest_returned_when_all_were_issued(self) -> None:
         fifo = iter([7, 2, 5])
         drawn = draw(
-            self.order, PoolState(10, 3, 0), returned=fifo, is_blocked=never, blocked_limit=1
+            self.order,
+            PoolState(10, 3, 0),
+            returned=fifo,
+            is_issued=never,
+            is_blocked=never,
+            blocked_limit=1,
         )
         assert drawn == Drawn(7, 10, 1, ())
         assert list(fifo) == [2, 5], "the FIFO was read further than needed"
@@ -281,6 +302,7 @@ class TestDraw:
             self.order,
             PoolState(8, 3, 0),
             returned=fifo,
+            is_issued=never,
             is_blocked=blocked.__contains__,
             blocked_limit=4,
         )
@@ -295,12 +317,26 @@ class TestDraw:
             return True
 
         state = PoolState(2, 0, 0)
-        drawn = draw(self.order, state, returned=untouched(), is_blocked=blocked, blocked_limit=3)
+        drawn = draw(
+            self.order,
+            state,
+            returned=untouched(),
+            is_issued=never,
+            is_blocked=blocked,
+            blocked_limit=3,
+        )
         assert asked == [self.order.at(index) for index in (2, 3, 4)]
         assert drawn == Drawn(None, 5, 0, tuple(asked))
         after = state.after(drawn)
         assert after.in_use == state.in_use
-        following = draw(self.order, after, returned=untouched(), is_blocked=never, blocked_limit=3)
+        following = draw(
+            self.order,
+            after,
+            returned=untouched(),
+            is_issued=never,
+            is_blocked=never,
+            blocked_limit=3,
+        )
         assert following.rank == self.order.at(5)
         with pytest.raises(PoolExhausted, match=r"the 3 free category sets .* did not give"):
             drawn.issued()
@@ -310,7 +346,12 @@ class TestDraw:
         state = PoolState(10, 10, 0)
         for _ in range(10):
             drawn = draw(
-                self.order, state, returned=fifo, is_blocked=lambda r: r != 9, blocked_limit=3
+                self.order,
+                state,
+                returned=fifo,
+                is_issued=never,
+                is_blocked=lambda r: r != 9,
+                blocked_limit=3,
             )
             for _ in range(drawn.consumed_returned):
                 fifo.popleft()
@@ -324,13 +365,23 @@ class TestDraw:
     def test_each_candidate_is_looked_at_once_when_all_are_blocked(self) -> None:
         fifo = [7, 2, 5]
         drawn = draw(
-            self.order, PoolState(10, 3, 0), returned=fifo, is_blocked=always, blocked_limit=1000
+            self.order,
+            PoolState(10, 3, 0),
+            returned=fifo,
+            is_issued=never,
+            is_blocked=always,
+            blocked_limit=1000,
         )
         assert drawn == Drawn(None, 10, 3, (7, 2, 5))
 
     def test_the_last_free_rank_is_given(self) -> None:
         drawn = draw(
-            self.order, PoolState(9, 0, 4), returned=untouched(), is_blocked=never, blocked_limit=1
+            self.order,
+            PoolState(9, 0, 4),
+            returned=untouched(),
+            is_issued=never,
+            is_blocked=never,
+            blocked_limit=1,
         )
         assert drawn.issued() == self.order.at(9)
 
@@ -340,6 +391,7 @@ class TestDraw:
                 self.order,
                 PoolState(10, 0, 4),
                 returned=untouched(),
+                is_issued=never,
                 is_blocked=lambda _: pytest.fail("a candidate was looked at"),
                 blocked_limit=1,
             )
@@ -350,25 +402,58 @@ class TestDraw:
 
     def test_a_pool_of_one(self) -> None:
         order = Permutation(KEY, 1)
-        drawn = draw(order, PoolState(0, 0, 0), returned=(), is_blocked=never, blocked_limit=1)
+        drawn = draw(
+            order,
+            PoolState(0, 0, 0),
+            returned=(),
+            is_issued=never,
+            is_blocked=never,
+            blocked_limit=1,
+        )
         assert drawn == Drawn(0, 1, 0, ())
 
     @pytest.mark.parametrize("limit", [-1, 0])
     def test_a_limit_that_allows_no_candidate_is_refused(self, limit: int) -> None:
         with pytest.raises(ValueError, match="bad blocked limit"):
-            draw(self.order, PoolState(0, 0, 0), returned=(), is_blocked=never, blocked_limit=limit)
+            draw(
+                self.order,
+                PoolState(0, 0, 0),
+                returned=(),
+                is_issued=never,
+                is_blocked=never,
+                blocked_limit=limit,
+            )
 
     def test_a_cursor_past_the_pool_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="cursor 11 is past the pool's 10 sets"):
-            draw(self.order, PoolState(11, 1, 0), returned=[1], is_blocked=never, blocked_limit=1)
+        with pytest.raises(ValueError, match="has issued 11 of 10 sets"):
+            draw(
+                self.order,
+                PoolState(11, 1, 0),
+                returned=[1],
+                is_issued=never,
+                is_blocked=never,
+                blocked_limit=1,
+            )
 
     def test_a_fifo_shorter_than_the_book_says_is_refused(self) -> None:
         with pytest.raises(ValueError, match="ended after 1 ranks: expected 2"):
-            draw(self.order, PoolState(10, 2, 0), returned=[1], is_blocked=always, blocked_limit=9)
+            draw(
+                self.order,
+                PoolState(10, 2, 0),
+                returned=[1],
+                is_issued=never,
+                is_blocked=always,
+                blocked_limit=9,
+            )
 
     def test_a_fifo_longer_than_the_book_says_is_not_read_on(self) -> None:
         drawn = draw(
-            self.order, PoolState(10, 1, 0), returned=[1, 2], is_blocked=always, blocked_limit=9
+            self.order,
+            PoolState(10, 1, 0),
+            returned=[1, 2],
+            is_issued=never,
+            is_blocked=always,
+            blocked_limit=9,
         )
         assert drawn == Drawn(None, 10, 1, (1,))
 
@@ -376,7 +461,70 @@ class TestDraw:
     def test_a_rank_in_the_fifo_that_does_not_exist_is_refused(self, rank: int) -> None:
         with pytest.raises(ValueError, match=f"holds rank {rank}"):
             draw(
-                self.order, PoolState(10, 1, 0), returned=[rank], is_blocked=never, blocked_limit=1
+                self.order,
+                PoolState(10, 1, 0),
+                returned=[rank],
+                is_issued=never,
+                is_blocked=never,
+                blocked_limit=1,
+            )
+
+
+class TestClaim:
+    order = Permutation(KEY, 10)
+
+    def test_one_that_is_still_to_be_drawn_is_passed_by(self) -> None:
+        far = self.order.at(4)
+        state = claim(self.order, PoolState(3, 0, 0), far, returned=False, taken=False)
+        assert state == PoolState(3, 0, 0, 1)
+        ranks = []
+        for _ in range(6):
+            drawn = draw(
+                self.order,
+                state,
+                returned=untouched(),
+                is_issued=far.__eq__,
+                is_blocked=never,
+                blocked_limit=1,
+            )
+            state = state.after(drawn)
+            ranks.append(drawn.rank)
+        assert ranks == [self.order.at(index) for index in (3, 5, 6, 7, 8, 9)]
+        assert state == PoolState(10, 0, 0)
+
+    def test_one_that_waits_in_the_fifo_leaves_it(self) -> None:
+        rank = self.order.at(0)
+        state = claim(self.order, PoolState(3, 2, 0), rank, returned=True, taken=False)
+        assert state == PoolState(3, 1, 0)
+
+    def test_one_that_somebody_has_is_refused(self) -> None:
+        with pytest.raises(RankTaken, match="rank 7 is in use or in quarantine"):
+            claim(self.order, PoolState(3, 2, 0), 7, returned=False, taken=True)
+
+    def test_one_that_was_issued_and_is_nowhere_is_a_contradiction(self) -> None:
+        with pytest.raises(ValueError, match="lost rank"):
+            claim(self.order, PoolState(3, 0, 0), self.order.at(2), returned=False, taken=False)
+
+    def test_a_pool_whose_rest_is_claimed_is_full(self) -> None:
+        with pytest.raises(PoolExhausted, match="10 are in use"):
+            draw(
+                self.order,
+                PoolState(3, 0, 0, 7),
+                returned=untouched(),
+                is_issued=lambda _: pytest.fail("a candidate was looked at"),
+                is_blocked=never,
+                blocked_limit=1,
+            )
+
+    def test_more_claimed_than_there_are_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="has issued 11 of 10 sets"):
+            draw(
+                self.order,
+                PoolState(3, 0, 0, 8),
+                returned=(),
+                is_issued=never,
+                is_blocked=never,
+                blocked_limit=1,
             )
 
 
@@ -405,11 +553,15 @@ class Histories(RuleBasedStateMachine):
     def _blocked(self, rank: int) -> bool:
         return not self.foreign.isdisjoint(self.shape.categories_of(rank))
 
+    def _issued(self, rank: int) -> bool:
+        return rank in self.in_use or rank in self.quarantine or rank in self.fifo
+
     def _draw(self) -> Drawn:
         return draw(
             self.permutation,
             self.state,
             returned=iter(self.fifo),
+            is_issued=self._issued,
             is_blocked=self._blocked,
             blocked_limit=self.limit,
         )
@@ -454,7 +606,7 @@ class Histories(RuleBasedStateMachine):
         rank = data.draw(st.sampled_from(sorted(self.in_use)))
         self.in_use.remove(rank)
         self.quarantine.add(rank)
-        self.state = PoolState(self.state.cursor, self.state.returned, self.state.quarantined + 1)
+        self.state = replace(self.state, quarantined=self.state.quarantined + 1)
 
     @precondition(lambda self: self.quarantine)
     @rule(data=st.data())
@@ -463,9 +615,39 @@ class Histories(RuleBasedStateMachine):
         self.quarantine.remove(rank)
         self.queue.append(rank)
         self.fifo.append(rank)
-        self.state = PoolState(
-            self.state.cursor, self.state.returned + 1, self.state.quarantined - 1
+        self.state = replace(
+            self.state,
+            returned=self.state.returned + 1,
+            quarantined=self.state.quarantined - 1,
         )
+
+    @precondition(lambda self: self.queue)
+    @rule(data=st.data())
+    def claim_a_free_one(self, data: st.DataObject) -> None:
+        rank = data.draw(st.sampled_from(sorted(self.queue)))
+        returned = rank in self.fifo
+        self.state = claim(self.permutation, self.state, rank, returned=returned, taken=False)
+        if returned:
+            self.fifo.remove(rank)
+        self.queue.remove(rank)
+        self.in_use.add(rank)
+
+    @precondition(lambda self: self.in_use | self.quarantine)
+    @rule(data=st.data())
+    def claim_a_taken_one(self, data: st.DataObject) -> None:
+        rank = data.draw(st.sampled_from(sorted(self.in_use | self.quarantine)))
+        with pytest.raises(RankTaken):
+            claim(self.permutation, self.state, rank, returned=False, taken=True)
+
+    @rule(key=st.binary(min_size=16, max_size=16))
+    def another_order(self, key: bytes) -> None:
+        """What the book does when a copy takes its place."""
+        self.permutation = Permutation(key, self.shape.total)
+        self.fifo.clear()
+        kept = self.in_use | self.quarantine
+        self.state = PoolState(0, 0, len(self.quarantine), len(kept))
+        order = (self.permutation.at(index) for index in range(self.shape.total))
+        self.queue = deque(rank for rank in order if rank not in kept)
 
     @rule(category=st.integers(10, 16))
     def foreign_label_comes_or_goes(self, category: int) -> None:
@@ -479,7 +661,9 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_rank_is_in_one_place(self) -> None:
-        unused = [self.permutation.at(i) for i in range(self.state.cursor, self.shape.total)]
+        rest = [self.permutation.at(i) for i in range(self.state.cursor, self.shape.total)]
+        unused = [rank for rank in rest if not self._issued(rank)]
+        assert len(rest) - len(unused) == self.state.ahead
         places = [*unused, *self.fifo, *self.in_use, *self.quarantine]
         assert sorted(places) == list(range(self.shape.total))
 
@@ -501,7 +685,9 @@ def test_a_pool_is_used_up_before_anything_comes_back() -> None:
     fifo: deque[int] = deque()
     drawn_ranks: list[int] = []
     for _ in range(3 * shape.total):
-        drawn = draw(permutation, state, returned=fifo, is_blocked=never, blocked_limit=1)
+        drawn = draw(
+            permutation, state, returned=fifo, is_issued=never, is_blocked=never, blocked_limit=1
+        )
         state = state.after(drawn)
         for _ in range(drawn.consumed_returned):
             fifo.popleft()

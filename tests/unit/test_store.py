@@ -28,7 +28,7 @@ from svirtd.core.model import (
     State,
     Step,
 )
-from svirtd.core.pool import Shape, make_shape
+from svirtd.core.pool import RankTaken, Shape, make_shape
 from svirtd.errors import Failed, NoSuchVM, PoolExhausted, StartError
 
 TEXT = PoolText("c0.c3", "", "", 2)
@@ -376,6 +376,51 @@ def test_the_pool_survives_a_new_start(path: str) -> None:
     assert sorted(ranks) == list(range(6))
 
 
+def test_a_rank_that_runs_already_is_claimed_and_never_drawn(store: Store) -> None:
+    permutation = store.now(lambda db: pool.prepare(db, TEXT, SHAPE))
+    gone = draw(store)
+    store.now(lambda db: pool.retire(db, gone))
+    ahead = permutation.at(4)
+    for rank in (gone, ahead):
+        store.now(lambda db, rank=rank: pool.claim(db, permutation, rank))  # type: ignore[misc]
+        store.now(lambda db, rank=rank: registry.add_vm(db, vm(rank)))  # type: ignore[misc]
+        with pytest.raises(RankTaken):
+            store.now(lambda db, rank=rank: pool.claim(db, permutation, rank))  # type: ignore[misc]
+    assert store.now(pool.in_use) == 2
+    others = [draw(store) for _ in range(SHAPE.total - 2)]
+    assert sorted([*others, gone, ahead]) == list(range(SHAPE.total))
+    with pytest.raises(PoolExhausted):
+        draw(store)
+
+
+def test_a_rank_in_quarantine_is_not_claimed(store: Store) -> None:
+    permutation = store.now(lambda db: pool.prepare(db, TEXT, SHAPE))
+    rank = draw(store)
+    found = Suspect(0, rank, "vm", Identity(1, 1), "/1", "label", "why")
+    store.now(lambda db: pool.suspect(db, rank, [found]))
+    store.now(lambda db: pool.retire(db, rank))
+    with pytest.raises(RankTaken):
+        store.now(lambda db: pool.claim(db, permutation, rank))
+
+
+def test_another_order_keeps_what_is_in_use(store: Store) -> None:
+    permutation = store.now(lambda db: pool.prepare(db, TEXT, SHAPE))
+    kept, suspected, back = draw(store), draw(store), draw(store)
+    found = Suspect(0, suspected, "vm", Identity(1, 1), "/1", "label", "why")
+    store.now(lambda db: registry.add_vm(db, vm(kept)))
+    store.now(lambda db: pool.suspect(db, suspected, [found]))
+    for rank in (suspected, back):
+        store.now(lambda db, rank=rank: pool.retire(db, rank))  # type: ignore[misc]
+    store.now(pool.rekey)
+    assert store.now(lambda db: pool.prepare(db, TEXT, SHAPE)).key != permutation.key
+    counts = asyncio.run(store.read(pool.counts))
+    assert (counts.pairs_in_use, counts.pairs_quarantined) == (1, 1)
+    others = [draw(store) for _ in range(SHAPE.total - 2)]
+    assert sorted([*others, kept, suspected]) == list(range(SHAPE.total))
+    with pytest.raises(PoolExhausted, match="1 in quarantine"):
+        draw(store)
+
+
 def test_another_shape_is_refused_while_it_matters(store: Store) -> None:
     rank = draw(store)
     other = PoolText("c0.c9", "", "", 2)
@@ -405,6 +450,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     holds = [
         Hold(one.id, one.name, Identity(1, 2**63 - 1), "/é", Access.EXCLUSIVE, "new", None),
         Hold(one.id, one.name, Identity(2**40, 3), "/b", Access.PUBLIC, "new", "old"),
+        Hold(one.id, one.name, Identity(2, 3), "/a", Access.EXCLUSIVE, "new", None, False),
     ]
     steps = [Step(h.identity, h.path, h.original, h.label) for h in holds]
 
@@ -418,7 +464,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     number = store.now(enter)
     assert store.now(lambda db: registry.vm_by_name(db, one.name)) == one
     assert sorted(store.now(lambda db: registry.holds_of(db, one)), key=lambda h: h.path) == [
-        holds[1], holds[0],
+        holds[2], holds[1], holds[0],
     ]  # fmt: skip
     assert store.now(registry.caller_vms) == [one]
     (operation,) = store.now(ledger.unfinished)

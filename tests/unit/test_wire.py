@@ -134,6 +134,12 @@ def test_properties_are_those_of_the_contract() -> None:
     ]
 
 
+def test_an_original_that_is_not_known_is_left_out() -> None:
+    unknown = replace(HOLD, original_known=False)
+    (found,) = wire.vm_properties(VM_, [unknown])["Resources"].value
+    assert set(found) == {"path", "access", "context"}
+
+
 def test_changes_are_what_differs_and_nothing_else() -> None:
     same = (VM_, [HOLD])
     assert wire.vm_changes(same, same) == {}
