@@ -132,6 +132,14 @@ def _registry(db: Database) -> None:
     )
 
 
+@migrations(name="0002-boot")
+def _boot(db: Database) -> None:
+    # Device numbers are of the boot that this names.
+    db.table("boot").create(
+        {"one": int, "boot_id": str}, pk="one", not_null=("boot_id",), strict=True
+    )
+
+
 @migrations(name="0003-unknown-original")
 def _unknown_original(db: Database) -> None:
     # A hold that was found and not made: what its object carried before is not known.

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from svirtd.book import ledger, registry
 from svirtd.book.pool import Suspect
+from svirtd.core.devices import is_parked
 from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
 from svirtd.engine import apply, entries
@@ -19,6 +20,7 @@ from svirtd.engine.apply import Fate, Outcome, Undone
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.locks import Locks
+from svirtd.engine.renumber import find_devices
 from svirtd.engine.units import Units
 from svirtd.errors import Drift, NoSuchVM
 from svirtd.failpoints import Point, reach
@@ -89,6 +91,10 @@ class Operations:
         if vm.unit:
             await self._units.stop(vm)
         holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
+        if any(is_parked(hold.identity.dev) for hold in holds):
+            # A file system that was not mounted yet when svirtd started may be there by now.
+            await find_devices(doors, rebooted=False)
+            holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         # Who is the last holder of a public object is decided and acted on under its lock.
         async with self.objects.hold_all(hold.identity for hold in holds):
             reach(Point.BEGIN_BEFORE)

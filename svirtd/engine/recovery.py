@@ -16,6 +16,7 @@ from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
+from svirtd.engine.renumber import find_devices, has_rebooted, remember_boot
 from svirtd.engine.units import Units
 from svirtd.errors import SvirtError
 from svirtd.failpoints import Point, reach
@@ -41,6 +42,7 @@ class Recovery:
     async def run(self) -> None:
         """Make every pass. A VM that cannot be brought in line is `failed` and recorded as such."""
         reach(Point.RECOVER_BEFORE)
+        await find_devices(self._doors, rebooted=await has_rebooted(self._doors))
         for operation in await self._doors.store.read(ledger.unfinished):
             reach(Point.SETTLE_BEFORE)
             await self._settle(operation)
@@ -51,10 +53,12 @@ class Recovery:
         await self._reconcile_callers()
         reach(Point.QUARANTINE_BEFORE)
         await self.recheck_quarantine()
+        await remember_boot(self._doors)
         reach(Point.RECOVER_AFTER)
 
     async def recheck_quarantine(self) -> None:
         """Let pairs back into the pool whose every suspect is seen clean."""
+        await find_devices(self._doors, rebooted=False)
         store = self._doors.store
         for suspect in await store.read(lambda db: pool.suspects(db, _SUSPECTS_AT_ONCE)):
             if await self._doors.in_file_thread(self._is_clean, suspect):

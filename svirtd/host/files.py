@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from svirtd.core.devices import Found
 from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Step
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
@@ -60,6 +61,7 @@ _HOLD: Final = _how(os.O_PATH | os.O_CLOEXEC, _RESOLVE_NO_MAGICLINKS)
 _PLAIN: Final = _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_SYMLINKS
 _PLAIN_RO: Final = _how(os.O_RDONLY | _QUIET, _PLAIN)
 _PLAIN_RW: Final = _how(os.O_RDWR | _QUIET, _PLAIN)
+_PLAIN_HOLD: Final = _how(os.O_PATH | os.O_CLOEXEC, _PLAIN)
 _HOW_BYTES: Final = ctypes.sizeof(_OpenHow)
 
 
@@ -257,6 +259,26 @@ def _held(path: str, identity: Identity) -> Iterator[str]:
         yield f"/proc/self/fd/{held}"
     finally:
         os.close(held)
+
+
+def found_at(kernel: Kernel, path: str) -> Found | None:
+    """Return what is at a path of the book now, None if that cannot be known.
+
+    The book's paths have no links. One that is followed would let whoever owns a folder on the way
+    choose the file system that the path leads to.
+    """
+    try:
+        held = _openat2(path, _PLAIN_HOLD)
+    except OSError:
+        return None
+    try:
+        info = os.fstat(held)
+        label = kernel.read_label(f"/proc/self/fd/{held}")
+    except (NoLabels, OSError):
+        return None
+    finally:
+        os.close(held)
+    return Found(Identity(info.st_dev, info.st_ino), label)
 
 
 def identity_of(path: str) -> Identity | None:

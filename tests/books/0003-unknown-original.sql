@@ -7,7 +7,13 @@ CREATE TABLE "_sqlite_migrations" (
    "applied_at" TEXT
 );
 INSERT INTO "_sqlite_migrations" VALUES(1,'svirtd','0001-registry','2026-11-24 00:00:00+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(2,'svirtd','0003-unknown-original','2026-11-24 00:00:00+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(2,'svirtd','0002-boot','2026-11-24 00:00:00+00:00');
+CREATE TABLE "boot" (
+   "one" INTEGER PRIMARY KEY,
+   "boot_id" TEXT NOT NULL
+) STRICT;
+INSERT INTO "boot" VALUES(1,'5f0b7f0e-6a0f-4c9b-9d53-3c8f0a1e2b77');
+INSERT INTO "_sqlite_migrations" VALUES(3,'svirtd','0003-unknown-original','2026-11-24 00:00:00+00:00');
 CREATE TABLE hold(rank INTEGER NOT NULL REFERENCES vm(rank), number INTEGER NOT NULL, dev INTEGER NOT NULL, ino INTEGER NOT NULL, path TEXT NOT NULL, access TEXT NOT NULL, label TEXT NOT NULL, original TEXT, original_known INTEGER NOT NULL DEFAULT 1, PRIMARY KEY (rank, number)) STRICT, WITHOUT ROWID;
 INSERT INTO "hold" VALUES(58352,0,64768,134,'/srv/new.img','exclusive','system_u:object_r:svirt_image_t:s0:c41,c342',NULL,1);
 INSERT INTO "hold" VALUES(189221,0,5,77,'/dev/sdb','exclusive','system_u:object_r:svirt_image_t:s0:c416,c615',NULL,0);

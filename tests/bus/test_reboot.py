@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""After a reboot, in which file systems got other device numbers: what is found again, and what
+must not be taken for it.
+
+Real file systems are mounted anew so that their numbers change; that the machine has booted since
+is written into the book.
+"""
+
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from svirtd.host.bus import Variant
+from tests.support import Client, Daemon, image, label, set_label
+
+ORIGINAL = "system_u:object_r:virt_image_t:s0"
+
+
+class Volume:
+    """An ext4 file system in a file, to be mounted through this or that device."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.file, self.at = image(folder / f"{name}.ext4", 4 << 20), folder / name
+        self.at.mkdir()
+        self.device = ""
+        # One UUID and one seed: the same files get the same inodes in every such file system.
+        subprocess.run(["mkfs.ext4", "-q", "-F", self.file], check=True)
+
+    @property
+    def number(self) -> int:
+        return os.stat(self.at).st_dev
+
+    def mount(self, device: str) -> None:
+        subprocess.run(["losetup", device, self.file], check=True)
+        self.device = device
+        subprocess.run(["mount", device, self.at], check=True)
+
+    def unmount(self) -> None:
+        if os.path.ismount(self.at):
+            subprocess.run(["umount", self.at], check=True)
+        if self.device:
+            subprocess.run(["losetup", "--detach", self.device], check=True)
+            self.device = ""
+
+
+def free_devices(count: int) -> list[str]:
+    """Loop devices that nobody uses; those of other runs on this machine stay theirs."""
+    used = subprocess.run(
+        ["losetup", "-n", "-O", "NAME"], capture_output=True, text=True, check=True
+    )
+    names = [f"/dev/loop{n}" for n in range(64)]
+    free = [name for name in names if os.path.exists(name) and name not in used.stdout.split()]
+    assert len(free) >= count
+    return free[-count:]
+
+
+@pytest.fixture
+def volumes(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
+    """Two mounted file systems, whose first files have the same inode number."""
+    both = Volume(tmp_path, "a"), Volume(tmp_path, "b")
+    try:
+        for volume, device in zip(both, free_devices(2), strict=True):
+            volume.mount(device)
+        yield both
+    finally:
+        for volume in both:
+            volume.unmount()
+
+
+def mount_again(volumes: Sequence[Volume], devices: Sequence[str]) -> None:
+    for volume in volumes:
+        volume.unmount()
+    for volume, device in zip(volumes, devices, strict=True):
+        volume.mount(device)
+
+
+def sql(daemon: Daemon, statement: str, *values: object) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(daemon.book)) as book, book:
+        return book.execute(statement, values).fetchall()
+
+
+@contextmanager
+def reboot(daemon: Daemon) -> Iterator[None]:
+    """What happens inside happens between two boots."""
+    daemon.stop()
+    assert sql(daemon, "UPDATE boot SET boot_id = 'an earlier one' RETURNING 1") == [(1,)]
+    yield
+    daemon.start()
+    (boot,) = sql(daemon, "SELECT boot_id FROM boot")
+    assert boot == (Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),)
+
+
+def devices(daemon: Daemon, table: str = "hold") -> set[object]:
+    return {dev for (dev,) in sql(daemon, f"SELECT dev FROM {table}")}
+
+
+def test_a_device_with_another_number_is_found_again(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    volume, _ = volumes
+    disk, plain = image(volume.at / "a.img"), image(volume.at / "b.img")
+    set_label(disk, ORIGINAL)
+    client.acquire("vm", disk, plain)
+    before, old = client.properties("vm"), volume.number
+    (other,) = free_devices(1)
+    with reboot(own_daemon):
+        mount_again([volume], [other])
+    assert volume.number != old
+    assert devices(own_daemon) == {volume.number}
+    assert client.properties("vm") == before
+    assert client.error("Acquire", "saa{sv}a{sv}", "thief", [{"path": Variant("s", str(disk))}],
+                        {}).name == "org.svirt1.Error.ResourceBusy"  # fmt: skip
+    client.release("vm")
+    assert (label(disk), label(plain)) == (ORIGINAL, None)
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_two_devices_have_swapped_their_numbers(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """Each file has the inode number of the other, and the other's old device number."""
+    disks = [image(volume.at / "disk.img") for volume in volumes]
+    for name, disk in zip("ab", disks, strict=True):
+        client.acquire(name, disk)
+    labels = [label(disk) for disk in disks]
+    numbers = [(os.stat(disk).st_dev, os.stat(disk).st_ino) for disk in disks]
+    assert numbers[0][1] == numbers[1][1]
+    with reboot(own_daemon):
+        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+    assert [(os.stat(d).st_dev, os.stat(d).st_ino) for d in disks] == numbers[::-1]
+    for name, disk in zip("ab", disks, strict=True):
+        (owners,) = client.call("FindOwners", "s", str(disk))
+        assert [owner["vm"].value for owner in owners] == [name]
+    client.release("a")
+    assert [label(disk) for disk in disks] == [None, labels[1]]
+    client.release("b")
+    assert label(disks[1]) is None
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_what_was_cut_off_is_settled_under_the_new_number(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """A release that a power cut ended: its steps are in the ledger by their old numbers."""
+    disks = [image(volume.at / "disk.img") for volume in volumes]
+    for name, disk in zip("ab", disks, strict=True):
+        client.acquire(name, disk)
+    with reboot(own_daemon):
+        sql(own_daemon, "UPDATE vm SET state = 'releasing'")
+        sql(
+            own_daemon,
+            "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
+            " SELECT 'release', rank, 0, 0,"
+            " json_array(json_array(dev, ino, path, label, original)), 0 FROM hold",
+        )
+        os.removexattr(disks[0], "security.selinux")  # as far as it had come
+        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+    assert client.vms() == {}
+    assert [label(disk) for disk in disks] == [None, None]
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_a_quarantined_object_is_seen_clean_under_the_new_number(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    disk = image(volumes[0].at / "disk.img")
+    image(volumes[1].at / "disk.img")  # clean, and under the other's old number in a moment
+    client.acquire("vm", disk)
+    held = label(disk)
+    os.rename(disk, disk.with_name("moved"))
+    client.release("vm")
+    assert client.manager()["PairsQuarantined"] == 1
+    os.rename(disk.with_name("moved"), disk)
+    assert label(disk) == held
+    with reboot(own_daemon):
+        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+    assert devices(own_daemon, "quarantine") == {volumes[0].number}
+    assert client.manager()["PairsQuarantined"] == 1
+    os.removexattr(disk, "security.selinux")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+@pytest.mark.parametrize("theirs", [ORIGINAL, "system_u:object_r:svirt_image_t:s0:c1,c2"])
+def test_another_file_system_is_not_taken_for_the_first(
+    own_daemon: Daemon, client: Client, tmp_path: Path, theirs: str
+) -> None:
+    """A tmpfs counts its inodes from the start: path and inode number are the same as before."""
+    folder = tmp_path / "fs"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "old", folder], check=True)
+    try:
+        disk = image(folder / "disk.img")
+        client.acquire("vm", disk)
+        old = os.stat(disk)
+        with reboot(own_daemon):
+            # On top, so that it gets another number.
+            subprocess.run(["mount", "-t", "tmpfs", "new", folder], check=True)
+            set_label(image(disk), theirs)
+        new = os.stat(disk)
+        assert (new.st_ino, new.st_dev != old.st_dev) == (old.st_ino, True)
+        client.release("vm")
+        assert label(disk) == theirs
+        assert devices(own_daemon, "quarantine") == {-1}
+        assert client.manager()["PairsQuarantined"] == 1
+    finally:
+        subprocess.run(["umount", folder], check=True)
+        os.removexattr(disk, "security.selinux")
+    subprocess.run(["umount", folder], check=True)
+    sql(own_daemon, "DELETE FROM quarantine")  # it has left with its file system
+
+
+def test_a_link_does_not_lead_the_daemon_to_another_file_system(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """Whoever owns the folder has put a link in its place, to a file of the same inode number that
+    carries what the disk carried before."""
+    here, there = volumes
+    (here.at / "mine").mkdir()
+    (there.at / "mine").mkdir()
+    disk, bait = image(here.at / "mine" / "disk.img"), image(there.at / "mine" / "disk.img")
+    assert os.stat(disk).st_ino == os.stat(bait).st_ino
+    client.acquire("vm", disk)
+    held = label(disk)
+    with reboot(own_daemon):
+        os.rename(here.at / "mine", here.at / "aside")
+        os.symlink(there.at / "mine", here.at / "mine")
+    assert label(disk) is None  # through the link
+    client.release("vm")
+    # The bait carries no pair; had it been taken, the pair would be free now.
+    assert client.manager()["PairsQuarantined"] == 1
+    assert label(here.at / "aside" / "disk.img") == held
+    os.remove(here.at / "mine")
+    os.rename(here.at / "aside", here.at / "mine")
+    own_daemon.stop()
+    own_daemon.start()
+    assert devices(own_daemon, "quarantine") == {here.number}
+    os.removexattr(disk, "security.selinux")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_a_file_that_was_replaced_is_not_taken(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """The device is found by another file of it; the new file has the label, not the inode."""
+    volume = volumes[0]
+    disk, other = image(volume.at / "a.img"), image(volume.at / "b.img")
+    client.acquire("vm", disk, other)
+    held = label(disk)
+    assert held is not None
+    (device,) = free_devices(1)
+    with reboot(own_daemon):
+        mount_again([volume], [device])
+        os.rename(disk, volume.at / "moved")
+        set_label(image(disk), held)
+    assert devices(own_daemon) == {volume.number}
+    client.release("vm")
+    assert (label(disk), label(other)) == (held, None)
+    assert client.manager()["PairsQuarantined"] == 1
+    os.remove(disk)
+    os.rename(volume.at / "moved", disk)
+    os.removexattr(disk, "security.selinux")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_files_of_one_device_on_two_devices_are_refused(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """One file says that nothing has changed, another stands on a file system mounted over it."""
+    volume, over = volumes
+    (volume.at / "sub").mkdir()
+    stays, hidden = image(volume.at / "a.img"), image(volume.at / "sub" / "b.img")
+    client.acquire("vm", stays, hidden)
+    held = label(hidden)
+    for name in range(os.stat(hidden).st_ino - os.stat(image(over.at / "0")).st_ino):
+        image(over.at / f"more{name}")
+    bait = next(p for p in over.at.iterdir() if p.stat().st_ino == os.stat(hidden).st_ino)
+    os.rename(bait, over.at / "b.img")
+    with reboot(own_daemon):
+        subprocess.run(["mount", "--bind", over.at, volume.at / "sub"], check=True)
+    try:
+        assert devices(own_daemon) == {volume.number}
+        client.release("vm")
+        assert (label(stays), label(hidden)) == (None, None)
+        assert client.manager()["PairsQuarantined"] == 1
+    finally:
+        subprocess.run(["umount", volume.at / "sub"], check=True)
+    assert label(hidden) == held
+    os.removexattr(hidden, "security.selinux")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_a_device_that_is_mounted_late_is_no_other_ones(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """The other one has its number, and a file of the same inode number."""
+    here, late = volumes
+    disks = [image(volume.at / "disk.img") for volume in volumes]
+    for name, disk in zip(["here", "late"], disks, strict=True):
+        client.acquire(name, disk)
+    held, freed = label(disks[1]), here.device
+    with reboot(own_daemon):
+        device = late.device
+        late.unmount()
+        mount_again([here], [device])
+    assert devices(own_daemon) == {here.number, -1}
+    client.release("here")
+    assert label(disks[0]) is None
+    assert client.vms() == {"late": "labelled"}
+    late.mount(freed)
+    assert label(disks[1]) == held
+    client.release("late")
+    assert label(disks[1]) is None
+    assert client.manager()["PairsQuarantined"] == 0
