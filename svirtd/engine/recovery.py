@@ -6,12 +6,14 @@ what it did. Runs before the daemon owns its name, so no request meets a half-fi
 """
 
 import functools
+from dataclasses import replace
 
 from svirtd.book import ledger, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
 from svirtd.engine import apply
+from svirtd.engine.apply import Fate
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
@@ -38,11 +40,13 @@ class Recovery:
         self._operations = operations_
         self._units = units
         self._departures = departures
+        self._rebooted = False
 
     async def run(self) -> None:
         """Make every pass. A VM that cannot be brought in line is `failed` and recorded as such."""
         reach(Point.RECOVER_BEFORE)
-        await find_devices(self._doors, rebooted=await has_rebooted(self._doors))
+        self._rebooted = await has_rebooted(self._doors)
+        await find_devices(self._doors, rebooted=self._rebooted)
         for operation in await self._doors.store.read(ledger.unfinished):
             reach(Point.SETTLE_BEFORE)
             await self._settle(operation)
@@ -96,6 +100,14 @@ class Recovery:
             return "finished"
         if await self._finish_acquire(operation):
             return "finished"
+        if self._rebooted:
+            # The caller may have had the reply: that an operation is closed reaches the disk with
+            # the next entry only, and so may the labels. What was promised then is kept: the
+            # labels of an acquisition, and a persistent VM's set of categories.
+            if await self._label_again(operation):
+                return "finished"
+            if operation.vm.persistent:
+                operation = replace(operation, created=False)
         # The launch may have been about to fail because somebody else's unit has the name.
         if await self._units.is_ours(operation.vm):
             await self._units.stop(operation.vm)
@@ -117,6 +129,22 @@ class Recovery:
         # Watched by _reconcile_unit, as every unit that was started before.
         entry = Entry(vm, tuple(holds))
         await self._operations.finish_launch(operation, entry, state.main_pid)
+        return True
+
+    async def _label_again(self, operation: Operation) -> bool:
+        """Set the labels of an acquisition that a power cut took, and close it; False if not all
+        can be set."""
+        if operation.kind is not OperationKind.ACQUIRE:
+            return False
+        doors = self._doors
+
+        def work() -> bool:
+            outcomes = apply.take_found(doors.kernel, operation.steps, durable=True)
+            return all(one.fate is Fate.DONE for one in outcomes)
+
+        if not await doors.in_file_thread(work):
+            return False
+        self._operations.finish_acquire(operation)
         return True
 
     async def _finish_release(self, operation: Operation) -> None:

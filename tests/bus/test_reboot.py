@@ -18,6 +18,7 @@ import pytest
 from svirtd.host.bus import Variant
 from tests.support import Client, Daemon, image, label, set_label
 
+PERSISTENT = Variant("b", True)
 ORIGINAL = "system_u:object_r:virt_image_t:s0"
 
 
@@ -324,3 +325,45 @@ def test_a_device_that_is_mounted_late_is_no_other_ones(
     client.release("late")
     assert label(disks[1]) is None
     assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_what_was_promised_before_a_power_cut_is_kept(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """The replies were sent; that the operations are closed, and the labels, never reached the
+    disk."""
+    disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
+    client.acquire("held", disk, persistent=PERSISTENT)
+    client.launch("ran", ["/bin/sleep", "1000"], other, persistent=PERSISTENT)
+    before = {name: client.properties(name) for name in ("held", "ran")}
+    own_daemon.kill()
+    subprocess.run(["systemctl", "stop", "svirt-ran.service"], check=True)
+    own_daemon.start()
+    client.release("ran")
+    held = label(disk)
+    with reboot(own_daemon):
+        for kind, name in (("acquire", "held"), ("launch", "ran")):
+            sql(
+                own_daemon,
+                "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
+                " SELECT ?, rank, 1, 0, '[]', 0 FROM vm WHERE name = ?",
+                kind,
+                name,
+            )
+        sql(own_daemon, "UPDATE vm SET state = 'labelled', unit = 'svirt-ran.service'"
+                        " WHERE name = 'ran'")  # fmt: skip
+        sql(
+            own_daemon,
+            "UPDATE operation SET steps = (SELECT json_array(json_array(dev, ino, path, original,"
+            " label)) FROM hold WHERE hold.rank = operation.rank) WHERE kind = 'acquire'",
+        )
+        os.removexattr(disk, "security.selinux")
+    assert client.vms() == {"held": "labelled", "ran": "reserved"}
+    for name in ("held", "ran"):
+        for what in ("Id", "Categories"):
+            assert client.properties(name)[what] == before[name][what]
+    assert label(disk) == held
+    client.release("held")
+    for name in ("held", "ran"):
+        client.call("Forget", "sa{sv}", name, {})
+    assert label(disk) is None
