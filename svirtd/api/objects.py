@@ -9,11 +9,12 @@ import svirtd
 from svirtd.api import wire
 from svirtd.api.contract import MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT, VM, VM_FOLDER
 from svirtd.core.model import Caller, Finding, Standing
+from svirtd.core.names import escape_path
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
 from svirtd.engine.queries import Queries
 from svirtd.engine.requests import Requests
-from svirtd.host.bus import Variant, escape_path
+from svirtd.host.bus import Variant
 
 Emit = Callable[[str, str, str, str, list[Any]], None]
 

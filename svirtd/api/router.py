@@ -26,7 +26,7 @@ from svirtd.api.contract import (
 from svirtd.api.objects import Call, Handler, Objects, Reply
 from svirtd.config import Limits
 from svirtd.core.model import Caller
-from svirtd.core.names import shown
+from svirtd.core.names import shown, unescape_path
 from svirtd.errors import (
     Failed,
     InvalidArgs,
@@ -50,7 +50,6 @@ from svirtd.host.bus import (
     MessageType,
     error_reply,
     method_return,
-    unescape_path,
 )
 from svirtd.host.journal import Journal, MessageId, Priority
 

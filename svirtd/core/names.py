@@ -66,3 +66,30 @@ def machine_id(vm_id: str, uuid: str) -> bytes:
 def shown(text: str) -> str:
     """Return what a caller sent quoted and cut for a message, without control characters."""
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
+
+
+def escape_path(label: str) -> str:
+    """Return `label` as one element of an object path, escaped as sd-bus does it."""
+    if not label:
+        return "_"
+    out = []
+    for position, byte in enumerate(label.encode()):
+        char = chr(byte)
+        plain = char.isascii() and char.isalnum() and not (position == 0 and char.isdigit())
+        out.append(char if plain else f"_{byte:02x}")
+    return "".join(out)
+
+
+def unescape_path(element: str) -> str | None:
+    """Return the label behind an escaped path element, None if it is not one."""
+    if element == "_":
+        return ""
+    if not re.fullmatch(r"(?:[A-Za-z0-9]|_[0-9a-f]{2})+", element):
+        return None
+    raw = re.sub(r"_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), element)
+    try:
+        label = raw.encode("latin-1").decode()
+    except UnicodeDecodeError:
+        return None
+    # Only the canonical spelling is an object: two paths for one VM would confuse every cache.
+    return label if escape_path(label) == element else None

@@ -7,7 +7,6 @@ this module and the three below it: transport, message and marshal.
 
 import asyncio
 import os
-import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -30,14 +29,14 @@ __all__ = [
     "MessageType",
     "Variant",
     "error_reply",
-    "escape_path",
     "method_return",
     "parse_introspection",
-    "unescape_path",
 ]
 
 BUS: Final = "org.freedesktop.DBus"
 BUS_PATH: Final = "/org/freedesktop/DBus"
+
+_UNREADABLE: Final = "org.freedesktop.DBus.Error.InconsistentMessage"
 
 SignalHandler = Callable[[Message], None]
 
@@ -49,33 +48,6 @@ class BusError(Exception):
         super().__init__(f"{name}: {text}")
         self.name = name
         self.text = text
-
-
-def escape_path(label: str) -> str:
-    """Return `label` as one element of an object path, escaped as sd-bus does it."""
-    if not label:
-        return "_"
-    out = []
-    for position, byte in enumerate(label.encode()):
-        char = chr(byte)
-        plain = char.isascii() and char.isalnum() and not (position == 0 and char.isdigit())
-        out.append(char if plain else f"_{byte:02x}")
-    return "".join(out)
-
-
-def unescape_path(element: str) -> str | None:
-    """Return the label behind an escaped path element, None if it is not one."""
-    if element == "_":
-        return ""
-    if not re.fullmatch(r"(?:[A-Za-z0-9]|_[0-9a-f]{2})+", element):
-        return None
-    raw = re.sub(r"_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), element)
-    try:
-        label = raw.encode("latin-1").decode()
-    except UnicodeDecodeError:
-        return None
-    # Only the canonical spelling is an object: two paths for one VM would confuse every cache.
-    return label if escape_path(label) == element else None
 
 
 class Connection:
@@ -92,7 +64,9 @@ class Connection:
         self._method_handler: Callable[[Message], None] | None = None
         # By interface, member, path and first argument; the last two empty where any will do.
         self._signals: dict[tuple[str, str, str, str], list[tuple[str, SignalHandler]]] = {}
-        self._owners: dict[str, str] = {}
+        # By well-known name; None until the bus has told.
+        self._owners: dict[str, str | None] = {}
+        self._owner_handlers: dict[str, Callable[[], None]] = {}
         wire.receive = self._on_message
         wire.closed.add_done_callback(self._on_closed)
 
@@ -192,6 +166,10 @@ class Connection:
             self._wire.send(msg)
             async with asyncio.timeout(timeout_s):
                 reply = await future
+        except TimeoutError:
+            raise TimeoutError(
+                f"{destination} did not answer {member} within {timeout_s:g} s"
+            ) from None
         finally:
             # A reply that comes after the deadline finds nobody and is closed by _on_message.
             self._pending.pop(msg.serial, None)
@@ -237,24 +215,18 @@ class Connection:
         rule += f",path_namespace='{below}'" if below else ""
         rule += f",arg0='{arg0}'" if arg0 else ""
         if sender != BUS and sender not in self._owners:
-            self._owners[sender] = ""
-            await self.subscribe(BUS, BUS, "NameOwnerChanged", self._owner_changed, arg0=sender)
-            try:
-                (self._owners[sender],) = await self.call_bus("GetNameOwner", "s", [sender])
-            except BusError:
-                self._owners[sender] = ""
+            await self._learn_owner(sender)
         entry = (sender, handler)
         key = (interface, member, path, arg0)
         self._signals.setdefault(key, []).append(entry)
-        await self.call_bus("AddMatch", "s", [rule])
 
-        def end() -> None:
+        def end(*, rule_stands: bool = True) -> None:
             entries = self._signals.get(key, [])
             if entry in entries:
                 entries.remove(entry)
                 if not entries:
                     del self._signals[key]
-                if not self._wire.lost:
+                if rule_stands and not self._wire.lost:
                     self._wire.send(
                         Message(
                             MessageType.METHOD_CALL,
@@ -268,7 +240,33 @@ class Connection:
                         )
                     )
 
+        try:
+            await self.call_bus("AddMatch", "s", [rule])
+        except BaseException as error:
+            # A rule that the bus refused is not there; of one that it did not answer nobody knows.
+            end(rule_stands=not isinstance(error, BusError))
+            raise
         return end
+
+    async def _learn_owner(self, name: str) -> None:
+        """Know who owns a name, from now on."""
+        self._owners[name] = None
+        try:
+            await self.subscribe(BUS, BUS, "NameOwnerChanged", self._owner_changed, arg0=name)
+            try:
+                (owner,) = await self.call_bus("GetNameOwner", "s", [name])
+            except BusError:
+                owner = ""
+        except BaseException:
+            del self._owners[name]
+            raise
+        # A change that came in the same read as the answer was told before we go on here.
+        if self._owners[name] is None:
+            self._owners[name] = owner
+
+    def on_new_owner(self, name: str, handler: Callable[[], None]) -> None:
+        """Call `handler` when somebody else owns a name that was subscribed to."""
+        self._owner_handlers[name] = handler
 
     async def has_owner(self, name: str) -> bool:
         """Say whether somebody owns this bus name."""
@@ -291,11 +289,14 @@ class Connection:
             case MessageType.METHOD_CALL if self._method_handler is not None:
                 self._method_handler(msg)
                 return
-            case MessageType.METHOD_RETURN | MessageType.ERROR if not msg.unread:
+            case MessageType.METHOD_RETURN | MessageType.ERROR:
                 future = self._pending.get(msg.reply_serial)
                 if future is not None and not future.done():
-                    future.set_result(msg)
-                    return
+                    if not msg.unread and not msg.fds_lost:
+                        future.set_result(msg)
+                        return
+                    why = msg.unread or "its descriptors did not get through"
+                    future.set_exception(BusError(_UNREADABLE, f"the answer is not read: {why}"))
             case MessageType.SIGNAL if not msg.unread:
                 self._on_signal(msg)
         _close_fds(msg)
@@ -314,6 +315,8 @@ class Connection:
         name, _, new = msg.body
         if name in self._owners:
             self._owners[name] = new
+            if new and name in self._owner_handlers:
+                self._owner_handlers[name]()
 
     def _on_closed(self, _: object) -> None:
         for future in self._pending.values():

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.core.model import UnitState
+from svirtd.core.names import escape_path
 from svirtd.errors import Failed, UnitFailed, UnitStuck
 from svirtd.failpoints import Point, reach
-from svirtd.host.bus import BusError, Connection, Message, Variant, escape_path
+from svirtd.host.bus import BusError, Connection, Message, Variant
 
 _NAME: Final = "org.freedesktop.systemd1"
 _PATH: Final = "/org/freedesktop/systemd1"

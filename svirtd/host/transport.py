@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -52,8 +52,7 @@ class _Writer:
 
     def put(self, msg: Message) -> None:
         data = message.encode(msg)
-        fds = tuple(os.dup(fd) for fd in msg.unix_fds)
-        self._queue.append((data, fds))
+        self._queue.append((data, _duplicates(msg.unix_fds)))
         self.idle.clear()
         self._queued_bytes += len(data)
         if self._queued_bytes > _QUEUE_MAX_BYTES:
@@ -126,6 +125,19 @@ class _Writer:
         while self._queue and sent >= len(self._queue[0][0]):
             sent -= len(self._queue.popleft()[0])
         self._offset = sent
+
+
+def _duplicates(fds: Sequence[int]) -> tuple[int, ...]:
+    """Return descriptors of our own for the same; all or none. Raises OSError."""
+    made: list[int] = []
+    try:
+        for fd in fds:
+            made.append(os.dup(fd))
+    except OSError:
+        for fd in made:
+            os.close(fd)
+        raise
+    return tuple(made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +239,14 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
                 break
             raw = bytes(memoryview(inbox)[start : start + size])
             start += size
-            self._one_message(raw)
+            try:
+                self._one_message(raw)
+            except Exception as error:  # noqa: BLE001 -- handed on with its traceback
+                # It concerns this message: those behind it, which the socket does not announce
+                # again, are read, and those before it are not read twice.
+                self.loop.call_exception_handler(
+                    {"message": "a message could not be handled", "exception": error}
+                )
         if start:
             del inbox[:start]
 

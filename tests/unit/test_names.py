@@ -12,12 +12,13 @@ from svirtd.core.names import (
     check_socket_name,
     check_uuid,
     check_vm_name,
+    escape_path,
     machine_name,
     shown,
+    unescape_path,
     unit_name,
 )
 from svirtd.errors import InvalidArgs
-from svirtd.host.bus import escape_path, unescape_path
 
 untimed = settings(deadline=None)
 anything = st.text(max_size=80)
