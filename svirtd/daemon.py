@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 from svirtd import __version__, failpoints
@@ -22,7 +21,7 @@ from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.core.model import Contexts
 from svirtd.engine.departures import Departures
-from svirtd.engine.doors import Doors
+from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.events import Events
 from svirtd.engine.log import Log
@@ -157,7 +156,7 @@ class _Daemon:
     ) -> None:
         """Serve until a signal or the loss of the bus ends it."""
         bus = await Connection.open(call_max_bytes=_CALL_MAX_BYTES)
-        threads = ThreadPoolExecutor(_FILE_THREADS, "files")
+        threads = file_threads(_FILE_THREADS)
         try:
             (bus_id,) = await bus.call_bus("GetId")
             machined = Machined(bus)
