@@ -63,6 +63,7 @@ class Config:
     slice: str = "machine.slice"
     start_timeout_s: int = 30
     stop_timeout_s: int = 100
+    answer_timeout_s: int = 25
     limits: Limits = Limits()
 
     @property
@@ -160,6 +161,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("launch", "slice"): ("slice", _slice),
     ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
     ("launch", "stop-timeout"): ("stop_timeout_s", _number(1, 3600)),
+    ("launch", "answer-timeout"): ("answer_timeout_s", _number(1, 3600)),
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
     ("limits", "resources"): ("resources", _number(1, 100_000)),
     ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
@@ -228,6 +230,7 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
         relabel_from=new.relabel_from,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,
+        answer_timeout_s=new.answer_timeout_s,
         slice=new.slice,
         limits=new.limits,
     )

@@ -170,7 +170,7 @@ class _Daemon:
                 kernel=kernel,
                 bus=bus,
                 bus_id=bus_id,
-                systemd=Systemd(bus),
+                systemd=Systemd(bus, lambda: self._doors.config.answer_timeout_s),
                 machined=machined if await machined.available() else None,
                 journal=self._journal,
                 file_threads=threads,

@@ -88,6 +88,10 @@ class Failed(SvirtError):
     name = _OWN + "Failed"
 
 
+class NoAnswer(Failed):
+    """systemd did not answer in time: what was asked for may have happened, or happen yet."""
+
+
 class NoSuchVM(SvirtError):
     """No VM of this name, process or path is in the book."""
 

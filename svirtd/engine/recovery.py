@@ -20,7 +20,7 @@ from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
 from svirtd.engine.renumber import find_devices, has_rebooted, remember_boot
 from svirtd.engine.units import Units
-from svirtd.errors import SvirtError
+from svirtd.errors import NoAnswer, SvirtError
 from svirtd.failpoints import Point, reach
 from svirtd.host import processes
 from svirtd.host.journal import MessageId, Priority
@@ -31,7 +31,10 @@ _CAUSE = Cause("recovery", 0)
 
 
 class Recovery:
-    """The passes, in the order in which run() makes them."""
+    """The passes, in the order in which run() makes them.
+
+    Without an answer from systemd there is nothing to go by, for any VM: the start fails then.
+    """
 
     def __init__(
         self, doors: Doors, operations_: Operations, units: Units, departures: Departures
@@ -83,6 +86,8 @@ class Recovery:
         try:
             async with self._operations.names.hold(vm.name):
                 what = await self._finish_or_undo(operation)
+        except NoAnswer:
+            raise
         except SvirtError as error:
             self._failed(vm.name, operation.kind.value, error)
             return
@@ -117,6 +122,8 @@ class Recovery:
     async def _finish_acquire(self, operation: Operation) -> bool:
         """Close an acquisition that had come to its end; False if it had not."""
         doors, vm = self._doors, operation.vm
+        if vm.state is State.FAILED:
+            return False  # its caller was told so, whatever systemd has started since
         holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
         if not await doors.in_file_thread(apply.all_stand, doors.kernel, operation.steps):
             return False
@@ -134,7 +141,7 @@ class Recovery:
     async def _label_again(self, operation: Operation) -> bool:
         """Set the labels of an acquisition that a power cut took, and close it; False if not all
         can be set."""
-        if operation.kind is not OperationKind.ACQUIRE:
+        if operation.kind is not OperationKind.ACQUIRE or operation.vm.state is State.FAILED:
             return False
         doors = self._doors
 
@@ -160,11 +167,15 @@ class Recovery:
             if not vm.unit:
                 continue
             known.add(vm.unit)
+            # Before the look, so that no end falls between the two.
+            self._units.adopt(vm)
             if vm.state is State.FAILED:
                 continue  # its open operation was just tried again, in vain
             try:
                 async with self._operations.names.hold(vm.name):
                     await self._reconcile_unit(vm)
+            except NoAnswer:
+                raise
             except SvirtError as error:
                 self._failed(vm.name, "release", error)
         for unit in await self._doors.systemd.units(f"{UNIT_PREFIX}*.service"):
@@ -177,12 +188,8 @@ class Recovery:
                 )
 
     async def _reconcile_unit(self, vm: VM) -> None:
-        if await self._units.running(vm) is not None:
-            self._units.adopt(vm)
-            # It may have ended between the look and the watch.
-            if await self._units.running(vm) is not None:
-                return
-        await self._operations.release(vm, _CAUSE)
+        if await self._units.running(vm) is None:
+            await self._operations.release(vm, _CAUSE)
 
     async def _reconcile_callers(self) -> None:
         for vm in await self._doors.store.read(registry.caller_vms):

@@ -5,8 +5,9 @@ Who is it, may they · what will change · write it down · do it, or undo it ·
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from svirtd.book import registry
 from svirtd.core.mcs import Context, parse_context
@@ -14,6 +15,7 @@ from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request,
 from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries
+from svirtd.engine.again import until_done
 from svirtd.engine.authorize import Action, authorize
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
@@ -24,7 +26,6 @@ from svirtd.engine.units import Units
 from svirtd.errors import (
     Failed,
     LimitsExceeded,
-    SvirtError,
     UnitStuck,
 )
 from svirtd.failpoints import Point, reach
@@ -33,6 +34,8 @@ from svirtd.host.bus import BusError, BusLost
 from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId
 from svirtd.host.kernel import Kernel
+
+T = TypeVar("T")
 
 
 class Requests:
@@ -192,6 +195,7 @@ class Requests:
             raise  # what became of the unit is not known: the next start looks and settles it
         except UnitStuck as error:
             await self._operations.leave_failed(begun.operation, begun.entry, str(error))
+            self._keep_trying(f"the end of {begun.entry.vm.unit}", self._end_stuck, begun.entry.vm)
             raise
         except Exception:
             # No process is left. The unit itself is not touched, it may be somebody else's.
@@ -204,7 +208,9 @@ class Requests:
         main_pid = await self._units.start(entry.vm, command, account)
         try:
             return await self._operations.finish_launch(operation, entry, main_pid)
-        except SvirtError:
+        except BusLost:
+            raise
+        except Exception:
             # A process may not run under a label that the book is about to give away.
             await self._units.end(entry.vm)
             raise
@@ -226,7 +232,10 @@ class Requests:
     async def _end_if_gone(self, vm: VM) -> None:
         if vm.lifetime is Lifetime.CALLER and not self._departures.watched(vm.caller):
             # It left while we worked: the same end as leaving a moment later.
-            self._doors.spawn(self._caller_gone(vm.caller))
+            await self._caller_gone(vm.caller)
+
+    def _keep_trying(self, what: str, work: Callable[[T], Awaitable[None]], argument: T) -> None:
+        self._doors.spawn(until_done(self._doors.journal, what, lambda: work(argument)))
 
     def _publish(self, before: Entry | None, after: Entry, cause: Cause) -> None:
         if before is None:
@@ -252,16 +261,26 @@ class Requests:
                 reach(Point.END_NOTICED)
                 await self._operations.release(now, Cause("end", 0))
 
+    async def _end_stuck(self, vm: VM) -> None:
+        """A start that systemd did not answer: end what came of it, once it does."""
+        async with self._operations.names.hold(vm.name):
+            now = await self._doors.store.read(lambda db: registry.current(db, vm))
+            if now is not None and now.state is State.FAILED:
+                await self._operations.release(now, Cause("launch", 0))
+
     async def _caller_gone(self, stored: str) -> None:
+        self._keep_trying("the end of a caller's VMs", self._end_with_caller, stored)
+
+    async def _end_with_caller(self, stored: str) -> None:
         # Each on its own: one that cannot be released must not keep the others.
         for vm in await self._doors.store.read(registry.caller_vms):
             if vm.caller == stored:
-                self._doors.spawn(self._end_with_caller(vm, stored))
+                self._keep_trying(f"the end of VM {vm.name}", self._end_left, vm)
 
-    async def _end_with_caller(self, vm: VM, stored: str) -> None:
+    async def _end_left(self, vm: VM) -> None:
         async with self._operations.names.hold(vm.name):
             now = await self._doors.store.read(lambda db: registry.current(db, vm))
-            if now is not None and now.caller == stored:
+            if now is not None and now.caller == vm.caller:
                 await self._operations.release(now, Cause("caller-gone", 0))
 
 

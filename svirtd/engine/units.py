@@ -4,15 +4,17 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
-from svirtd.core.model import VM, Command, UnitState
+from svirtd.core.model import VM, Command, State, UnitState
 from svirtd.core.names import machine_id, machine_name
+from svirtd.engine.again import until_done
 from svirtd.engine.doors import Doors
-from svirtd.errors import LabelRefused, SvirtError
+from svirtd.errors import LabelRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import runtime
+from svirtd.host.bus import BusLost
 from svirtd.host.journal import MessageId, Priority
 from svirtd.host.runtime import Account
-from svirtd.host.systemd import UnitSpec
+from svirtd.host.unit import UnitSpec
 
 _RUNTIME = "{runtime}"
 
@@ -22,9 +24,11 @@ class Units:
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
-        self._looking: set[str] = set()
+        # Units that are being looked at; whether they have changed meanwhile.
+        self._looking: dict[str, bool] = {}
         self.on_end: Callable[[VM, str], Awaitable[None]] | None = None
         doors.systemd.on_change = self._changed
+        doors.systemd.on_renewed = self._renewed
 
     async def start(self, vm: VM, command: Command, account: Account) -> int:
         """Make the runtime folder, start the unit, check the label; returns the main process.
@@ -54,10 +58,12 @@ class Units:
         try:
             await self._check_label(vm, state)
             reach(Point.START_CHECKED)
-        except SvirtError:
+            await self._register(vm, state.main_pid)
+        except BusLost:
+            raise  # nothing can be ended without it: the next start settles it
+        except Exception:
             await self.end(vm)
             raise
-        await self._register(vm, state.main_pid)
         return state.main_pid
 
     async def running(self, vm: VM) -> UnitState | None:
@@ -82,6 +88,9 @@ class Units:
 
     async def stop(self, vm: VM) -> None:
         """Stop the unit and wait until no process of it is left. Raises UnitFailed."""
+        # The start of a VM that failed may have been refused because of somebody else's unit.
+        if vm.state is State.FAILED and not await self.is_ours(vm):
+            return
         reach(Point.STOP_BEFORE)
         await self._doors.systemd.stop(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
         reach(Point.STOP_AFTER)
@@ -127,13 +136,26 @@ class Units:
             )
 
     def _changed(self, unit: str) -> None:
-        # Several signals come for one end; one look is enough.
-        if unit not in self._looking:
-            self._looking.add(unit)
+        # Several signals come for one end; one look, and one after the last of them, is enough.
+        if unit in self._looking:
+            self._looking[unit] = True
+        else:
+            self._looking[unit] = False
             self._doors.spawn(self._look(unit))
 
     async def _look(self, unit: str) -> None:
-        self._looking.discard(unit)
+        try:
+            changed = True
+            while changed:
+                self._looking[unit] = False
+                await until_done(
+                    self._doors.journal, f"the end of {unit}", lambda: self._look_once(unit)
+                )
+                changed = self._looking[unit]
+        finally:
+            del self._looking[unit]
+
+    async def _look_once(self, unit: str) -> None:
         state = await self._doors.systemd.state(unit)
         if state is not None and not state.ended:
             return
@@ -142,3 +164,8 @@ class Units:
             return
         how = "gone" if state is None else f"result {state.result}, status {state.exit_status}"
         await self.on_end(vm, how)
+
+    def _renewed(self) -> None:
+        self._doors.spawn(
+            until_done(self._doors.journal, "systemd was renewed", self._doors.systemd.resume)
+        )

@@ -8,14 +8,14 @@ import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from svirtd.core.model import UnitState
 from svirtd.core.names import escape_path
-from svirtd.errors import Failed, UnitFailed, UnitStuck
+from svirtd.errors import Failed, NoAnswer, SvirtError, UnitFailed, UnitStuck
 from svirtd.failpoints import Point, reach
 from svirtd.host.bus import BusError, Connection, Message, Variant
+from svirtd.host.unit import UnitSpec, failure, unit_properties
 
 _NAME: Final = "org.freedesktop.systemd1"
 _PATH: Final = "/org/freedesktop/systemd1"
@@ -24,75 +24,46 @@ _UNIT: Final = "org.freedesktop.systemd1.Unit"
 _SERVICE: Final = "org.freedesktop.systemd1.Service"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _UNITS: Final = "/org/freedesktop/systemd1/unit"
-_CALL_TIMEOUT_S: Final = 25.0
+_JOB: Final = "org.freedesktop.systemd1.Job"
 # Signals can overtake the reply that names the job; this many results are kept until then.
-_RESULTS_KEPT: Final = 256
+_RESULTS_KEPT: Final = 4096
+# Instead of a result: the job was over before we could hear of it.
+_UNHEARD: Final = "unheard"
 # Errors of systemd that mean: no such unit is loaded.
 _NOT_LOADED: Final = (
     "org.freedesktop.systemd1.NoSuchUnit",
     "org.freedesktop.DBus.Error.UnknownObject",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class UnitSpec:
-    """A transient service. `properties` are (name, signature, value) beyond the fixed ones."""
-
-    name: str
-    description: str
-    argv: tuple[str, ...]
-    context: str
-    user: str
-    slice: str
-    environment: tuple[str, ...]
-    working_directory: str
-    properties: tuple[tuple[str, str, object], ...]
-
-
-def _unit_properties(spec: UnitSpec) -> list[list[Any]]:
-    # "no-env-expand": a "$" in an argument is the caller's, not systemd's.
-    exec_start = [[spec.argv[0], list(spec.argv), ["no-env-expand"]]]
-    fixed: list[tuple[str, str, object]] = [
-        ("Description", "s", spec.description),
-        ("Type", "s", "exec"),
-        # Kept by our reference until we have read how its start went, then collected at its end,
-        # even if it failed.
-        ("CollectMode", "s", "inactive-or-failed"),
-        ("AddRef", "b", True),
-        ("Slice", "s", spec.slice),
-        ("SELinuxContext", "s", spec.context),
-        ("ExecStartEx", "a(sasas)", exec_start),
-        ("Environment", "as", list(spec.environment)),
-        # A VM that runs as root is root in name only, and no program it executes gets it more. The
-        # policy lets systemd start a VM's domain all the same (nnp_transition).
-        ("NoNewPrivileges", "b", True),
-        ("CapabilityBoundingSet", "t", 0),
-        ("AmbientCapabilities", "t", 0),
-    ]
-    if spec.user:
-        fixed.append(("User", "s", spec.user))
-    if spec.working_directory:
-        fixed.append(("WorkingDirectory", "s", spec.working_directory))
-    overridden = {name for name, _, _ in spec.properties}
-    kept = [p for p in fixed if p[0] not in overridden]
-    return [[name, Variant(sig, value)] for name, sig, value in (*kept, *spec.properties)]
+# Errors of the bus that do not tell whether systemd took the call: it left before it answered.
+_NO_ANSWER: Final = tuple(
+    f"org.freedesktop.DBus.Error.{name}" for name in ("NoReply", "Disconnected", "TimedOut")
+)
 
 
 class Systemd:
-    """The manager on this bus. `on_change` is told of a watched unit that changed."""
+    """The manager on this bus.
 
-    def __init__(self, bus: Connection) -> None:
+    `on_change` is told of a watched unit that changed, `on_renewed` that the manager was executed
+    anew or has read its units again; resume() is due then. `answer_s` says how long it may take to
+    answer a call.
+    """
+
+    def __init__(self, bus: Connection, answer_s: Callable[[], float]) -> None:
         self._bus = bus
+        self._answer_s = answer_s
         self._jobs: dict[str, asyncio.Future[str]] = {}
         self._results: OrderedDict[str, str] = OrderedDict()
         self._watched: dict[str, str] = {}  # object path to unit
+        self._referenced: set[str] = set()
         self.on_change: Callable[[str], None] = lambda _unit: None
+        self.on_renewed: Callable[[], None] = lambda: None
 
     async def open(self) -> None:
         """Subscribe to the manager's signals. Raises Failed if there is no systemd on the bus."""
         try:
             await self._bus.subscribe(_NAME, _MANAGER, "JobRemoved", self._job_removed)
             await self._bus.subscribe(_NAME, _MANAGER, "UnitRemoved", self._unit_removed)
+            await self._bus.subscribe(_NAME, _MANAGER, "Reloading", self._reloading)
             # One rule for all units: a rule for each would end at the bus's limit of some hundred.
             await self._bus.subscribe(
                 _NAME,
@@ -102,11 +73,31 @@ class Systemd:
                 below=_UNITS,
                 arg0=_UNIT,
             )
+            self._bus.on_new_owner(_NAME, self._renewed)
+            await self._subscribe()
+        except BusError as error:
+            raise Failed(f"systemd does not answer on this bus ({error.text})") from error
+
+    async def resume(self) -> None:
+        """Go on with a manager that was executed anew: it may have forgotten who listens, and what
+        it told meanwhile nobody heard. Raises Failed."""
+        try:
+            await self._subscribe()
+            for job in tuple(self._jobs):
+                await self._look_for(job)
+            running = set(await self.units("*.service"))
+        except BusError as error:
+            raise Failed(f"systemd does not say what it runs ({error.text})") from error
+        for unit in tuple(self._watched.values()):
+            if unit not in running:
+                self.on_change(unit)
+
+    async def _subscribe(self) -> None:
+        try:
             await self._call("Subscribe")
         except BusError as error:
-            if error.name.endswith(".AlreadySubscribed"):
-                return
-            raise Failed(f"systemd does not answer on this bus ({error.text})") from error
+            if not error.name.endswith(".AlreadySubscribed"):
+                raise
 
     async def start(self, spec: UnitSpec, *, timeout_s: float) -> UnitState:
         """Start a transient unit and wait until its command was executed.
@@ -129,27 +120,49 @@ class Systemd:
             reply = await self._call(
                 "StartTransientUnit",
                 "ssa(sv)a(sa(sv))",
-                [spec.name, "fail", _unit_properties(spec), []],
+                [spec.name, "fail", unit_properties(spec), []],
             )
         except BusError as error:
             raise UnitFailed(f"systemd refused {spec.name}: {error.text}") from error
-        except Failed as error:
-            await self.end(spec.name, timeout_s=timeout_s)
+        except NoAnswer as error:
+            await self._end_if_started(spec, timeout_s)
             raise UnitFailed(f"{spec.name} was not started: {error}") from error
+        self._referenced.add(spec.name)
         reach(Point.START_QUEUED)
         try:
             result = await self._job_done(reply.body[0], timeout_s)
+            state = await self.state(spec.name)
         except TimeoutError as error:
             await self.end(spec.name, timeout_s=timeout_s)
             raise UnitFailed(
                 f"{spec.name} did not start within {timeout_s:.0f} s; see journalctl -u {spec.name}"
             ) from error
-        state = await self.state(spec.name)
-        # A reference costs systemd a rule on the bus, which has room for some hundred.
-        await self.forget(spec.name)
-        if result == "done" and state is not None and not state.ended and state.main_pid:
+        except SvirtError as error:
+            await self.end(spec.name, timeout_s=timeout_s)
+            raise UnitFailed(f"{spec.name} was ended again: {error}") from error
+        if _runs(state, result):
+            # A reference costs systemd a rule on the bus, which has room for some hundred.
+            await self._unreference(spec.name)
             return state
-        raise UnitFailed(_failure(spec.name, result, state))
+        if state is not None and not state.ended:
+            await self.end(spec.name, timeout_s=timeout_s)
+        await self._unreference(spec.name)
+        raise UnitFailed(failure(spec.name, result, state))
+
+    async def _end_if_started(self, spec: UnitSpec, timeout_s: float) -> None:
+        """Make sure that a start nobody answered has not happened and does not happen yet.
+
+        systemd takes calls in turn: with an answer to a later one it has dealt with the start too.
+        A unit of the name may be somebody else's, for which the start was refused.
+        """
+        try:
+            state = await self.state(spec.name)
+        except SvirtError as error:
+            self._referenced.add(spec.name)
+            raise UnitStuck(f"{spec.name} may still start under the VM's label: {error}") from error
+        if state is not None and state.context == spec.context:
+            self._referenced.add(spec.name)
+            await self.end(spec.name, timeout_s=timeout_s)
 
     async def stop(self, unit: str, *, timeout_s: float) -> None:
         """Stop a unit and wait until none of its processes is left.
@@ -161,6 +174,7 @@ class Systemd:
             await self._job_done(reply.body[0], timeout_s)
         except BusError as error:
             if error.name in _NOT_LOADED:
+                self._referenced.discard(unit)
                 return
             raise UnitFailed(f"systemd did not stop {unit}: {error.text}") from error
         except TimeoutError as error:
@@ -171,6 +185,7 @@ class Systemd:
         state = await self.state(unit)
         if state is not None and not state.ended:
             raise UnitFailed(f"{unit} is still {state.active} after it was stopped")
+        await self._unreference(unit)
 
     async def kill(self, unit: str) -> None:
         """Send SIGKILL to every process of a unit; one that is not loaded has none."""
@@ -222,12 +237,6 @@ class Systemd:
         """End what watch() began."""
         self._watched.pop(f"{_UNITS}/{escape_path(unit)}", None)
 
-    async def forget(self, unit: str) -> None:
-        """Drop our reference, so that systemd collects the unit once it has ended."""
-        # An error says that the unit or our reference is gone: what was wanted.
-        with contextlib.suppress(BusError):
-            await self._call("UnrefUnit", "s", [unit])
-
     async def end(self, unit: str, *, timeout_s: float) -> None:
         """Kill a unit and wait until none of its processes is left. Raises UnitStuck."""
         try:
@@ -235,6 +244,17 @@ class Systemd:
             await self.stop(unit, timeout_s=timeout_s)
         except (UnitFailed, Failed) as error:
             raise UnitStuck(f"{unit} may still run under the VM's label: {error}") from error
+
+    async def _unreference(self, unit: str) -> None:
+        """Drop our reference, if there is one: systemd collects the unit once it has ended."""
+        if unit not in self._referenced:
+            return
+        # Without an answer it stays, until the unit is stopped or we leave the bus.
+        with contextlib.suppress(NoAnswer):
+            # An error says that the unit or our reference is gone: what was wanted.
+            with contextlib.suppress(BusError):
+                await self._call("UnrefUnit", "s", [unit])
+            self._referenced.discard(unit)
 
     async def _job_done(self, job: str, timeout_s: float) -> str:
         if job in self._results:
@@ -246,6 +266,24 @@ class Systemd:
                 return await future
         finally:
             self._jobs.pop(job, None)
+
+    async def _look_for(self, job: str) -> None:
+        """End the wait for a job that is over already."""
+        try:
+            await self._call("Get", "ss", [_JOB, "State"], path=job, interface=_PROPERTIES)
+        except BusError as error:
+            if error.name not in _NOT_LOADED:
+                raise
+            future = self._jobs.get(job)
+            if future is not None and not future.done():
+                future.set_result(_UNHEARD)
+
+    def _renewed(self) -> None:
+        self.on_renewed()
+
+    def _reloading(self, msg: Message) -> None:
+        if not msg.body[0]:  # it is over
+            self.on_renewed()
 
     def _job_removed(self, msg: Message) -> None:
         _, job, _, result = msg.body
@@ -280,28 +318,27 @@ class Systemd:
         path: str = _PATH,
         interface: str = _MANAGER,
     ) -> Message:
-        """Call systemd. Raises BusError, or Failed if it does not answer in time."""
+        """Call systemd. Raises BusError, or NoAnswer if it did not say what became of the call."""
+        answer_s = self._answer_s()
         try:
             return await self._bus.call(
-                _NAME, path, interface, member, signature, body, timeout_s=_CALL_TIMEOUT_S
+                _NAME, path, interface, member, signature, body, timeout_s=answer_s
             )
         except TimeoutError as error:
-            raise Failed(
-                f"systemd did not answer {member} within {_CALL_TIMEOUT_S:.0f} s; see whether it "
-                "is stuck (systemctl list-jobs), then try again"
+            raise NoAnswer(
+                f"systemd did not answer {member} within {answer_s:g} s; see whether it is stuck "
+                "(systemctl list-jobs), then try again"
+            ) from error
+        except BusError as error:
+            if error.name not in _NO_ANSWER:
+                raise
+            raise NoAnswer(
+                f"systemd left the bus before it answered {member}; try again"
             ) from error
 
 
-def _failure(unit: str, job_result: str, state: UnitState | None) -> str:
-    """One sentence on why a unit did not start, with systemd's own words."""
-    if state is None:
-        return f"{unit} failed: job result {job_result}; see journalctl -u {unit}"
-    if state.result == "success":
-        return (
-            f"{unit} ended at once, with exit status 0; a VM's command must stay in the foreground"
-        )
-    status = f"exit status {state.exit_status}"
-    if state.exit_status == 203:
-        status += "/EXEC: the command could not be executed; does it exist, may the user run it"
-        status += ", and does the policy let systemd start it under the VM's context?"
-    return f"{unit} failed: result {state.result}, {status}; see journalctl -u {unit}"
+def _runs(state: UnitState | None, result: str) -> TypeGuard[UnitState]:
+    """Say whether a start has come to its good end."""
+    if state is None or state.ended or not state.main_pid:
+        return False
+    return result == "done" or (result == _UNHEARD and state.active == "active")

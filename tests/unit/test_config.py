@@ -123,6 +123,7 @@ relabel-from = ["a_t", "b_t"]
 slice = "vm.slice"
 start-timeout = 1
 stop-timeout = 3600
+answer-timeout = 2
 [limits]
 vms = 1
 resources = 2
@@ -152,6 +153,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         slice="vm.slice",
         start_timeout_s=1,
         stop_timeout_s=3600,
+        answer_timeout_s=2,
         limits=Limits(1, 2, 3, 4, 5, 6),
     )
     assert read.shape.private == tuple(range(1, 9))
@@ -193,6 +195,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         relabel_from=new.relabel_from,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,
+        answer_timeout_s=new.answer_timeout_s,
         slice=new.slice,
         limits=new.limits,
     )
@@ -200,6 +203,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         "relabel_from",
         "start_timeout_s",
         "stop_timeout_s",
+        "answer_timeout_s",
         "slice",
         "limits",
     }
