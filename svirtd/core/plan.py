@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svirtd.core.goals import Goal, resource_context
-from svirtd.core.mcs import parse_context
+from svirtd.core.mcs import Context, format_categories, parse_context
 from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot, Step
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused, SvirtError
@@ -21,9 +21,14 @@ UNLABELLED_TYPE = "unlabeled_t"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the configuration says about objects: the types that svirtd may take a file from."""
+    """What the configuration says about objects: the types that svirtd may take a file from.
+
+    `private` are the categories that private sets of `size` are drawn from.
+    """
 
     relabel_from: frozenset[str]
+    private: frozenset[int]
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +115,7 @@ def _decide(
             return Decision(seen, target, holds[0].original, None, None)
         _refuse_kind(seen)
         _refuse_type(seen, rules)
+        _refuse_private_set(seen, rules)
     except SvirtError as error:
         return Decision(seen, target, seen.label, None, error)
     # The step is there even when the label is right by chance: the book must know the original.
@@ -167,14 +173,14 @@ def _refuse_kind(seen: Seen) -> None:
 
 
 @functools.lru_cache(256)
-def _type_of(label: str) -> str:
-    return parse_context(label).type
+def _context_of(label: str) -> Context:
+    return parse_context(label)
 
 
 def _refuse_type(seen: Seen, rules: Rules) -> None:
     """Only types of the list are taken: a host file must not become a VM's by anyone's slip."""
     try:
-        found = UNLABELLED_TYPE if seen.label is None else _type_of(seen.label)
+        found = UNLABELLED_TYPE if seen.label is None else _context_of(seen.label).type
     except ValueError as error:
         raise ResourceRefused(
             f"{seen.named} carries {shown(str(seen.label))}, which is not a context ({error}); "
@@ -185,4 +191,19 @@ def _refuse_type(seen: Seen, rules: Rules) -> None:
             f"{seen.named} has type {found}, which is not in [labels] relabel-from "
             f"({', '.join(sorted(rules.relabel_from))}); if no other VM or service uses the file, "
             "give it one of these types (for a disk image: chcon -t virt_image_t FILE)"
+        )
+
+
+def _refuse_private_set(seen: Seen, rules: Rules) -> None:
+    """A VM's set must not become an original: given back later, it would let in another VM.
+
+    Between the two, the set may have left quarantine, since nothing is seen to carry it.
+    """
+    if seen.label is None:
+        return
+    found = _context_of(seen.label).categories & rules.private
+    if len(found) >= rules.size:
+        raise ResourceRefused(
+            f"{seen.named} carries the categories {format_categories(found)} of a VM, of today or "
+            "of an earlier one; if no VM uses the file, take them off (chcon -l s0 FILE)"
         )

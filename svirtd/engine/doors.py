@@ -49,7 +49,7 @@ class Doors:
     @property
     def rules(self) -> Rules:
         """The rules about objects that the configuration states now."""
-        return Rules(self.config.relabel_from)
+        return Rules(self.config.relabel_from, frozenset(self.shape.private), self.shape.size)
 
     async def in_file_thread(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on files; no file system may hold up the event loop.

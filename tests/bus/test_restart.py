@@ -11,7 +11,16 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import Variant
-from tests.support import Client, Daemon, image, label, set_label, svirt_units, wait_for
+from tests.support import (
+    Client,
+    Daemon,
+    image,
+    label,
+    resources,
+    set_label,
+    svirt_units,
+    wait_for,
+)
 
 
 def test_a_replaced_file_is_not_touched_and_its_pair_is_quarantined(
@@ -32,6 +41,30 @@ def test_a_replaced_file_is_not_touched_and_its_pair_is_quarantined(
     assert client.manager()["PairsQuarantined"] == 1
     # Proven clean at the next start: the file is where it was, without the pair.
     os.rename(tmp_path / "moved.img", disk)
+    os.removexattr(disk, "security.selinux")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_a_pair_that_left_quarantine_does_not_come_back_as_an_original(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """Held for reading, moved away, released: the file carries the pair and a type of the list."""
+    disk, moved = image(tmp_path / "a.img"), tmp_path / "moved.img"
+    client.acquire("vm", disk, access="readonly")
+    held = label(disk)
+    os.rename(disk, moved)
+    client.release("vm")
+    os.rename(moved, disk)
+    assert client.manager()["PairsQuarantined"] == 1
+    refused = client.error("Acquire", "saa{sv}a{sv}", "other", resources(disk), {})
+    assert refused.name == "org.svirt1.Error.ResourceRefused"
+    assert "of a VM, of today or of an earlier one" in refused.text
+    own_daemon.stop()
+    own_daemon.start()
+    assert label(disk) == held
+    assert client.manager()["PairsQuarantined"] == 1
     os.removexattr(disk, "security.selinux")
     own_daemon.stop()
     own_daemon.start()

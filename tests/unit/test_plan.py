@@ -21,7 +21,8 @@ CONTEXTS = Contexts(
     parse_context("system_u:object_r:svirt_image_t:s0"),
     parse_context("system_u:object_r:virt_content_t:s0"),
 )
-RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}))
+PRIVATE = frozenset(range(768))
+RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}), PRIVATE, 2)
 PAIR = frozenset({17, 402})
 GOOD = "system_u:object_r:virt_image_t:s0"
 
@@ -189,16 +190,30 @@ def test_refusals(changes: dict[str, object], text: str, access: Access) -> None
 
 def test_no_label_counts_as_unlabelled() -> None:
     assert decide([one(label=None)]).steps
-    narrow = Rules(frozenset({"virt_image_t"}))
+    narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2)
     decided = plan("me", [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow)
     assert "unlabeled_t" in str(decided.decisions[0].refusal)
 
 
 def test_a_right_label_by_chance_is_a_step_too() -> None:
-    label = f"{CONTEXTS.image}:c17,c402"
-    rules = Rules(frozenset({"svirt_image_t"}))
-    decided = plan("me", [one(label=label)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
+    label = str(CONTEXTS.content)
+    rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2)
+    seen = one(label=label, access=Access.PUBLIC)
+    decided = plan("me", [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
     assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
+
+
+@pytest.mark.parametrize("level", ["s0:c1,c2", "s0:c17,c402", "s0:c0.c1023", "s0-s0:c1,c2,c900"])
+def test_a_vms_set_never_becomes_an_original(level: str) -> None:
+    refused = refusal(one(label=f"system_u:object_r:virt_image_t:{level}"))
+    assert isinstance(refused, ResourceRefused)
+    assert "of a VM, of today or of an earlier one" in str(refused)
+
+
+@pytest.mark.parametrize("level", ["s0", "s0:c1", "s0:c900,c901", "s0:c1,c900"])
+def test_other_categories_are_an_original_like_any(level: str) -> None:
+    label = f"system_u:object_r:virt_image_t:{level}"
+    assert [step.old for step in decide([one(label=label)]).steps] == [label]
 
 
 def test_a_block_device_may_have_many_names() -> None:
