@@ -299,7 +299,9 @@ def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
     try:
         if kernel.read_label(fd) != step.old:
             return False
-        kernel.write_label(fd, step.new)
+        # What is right already is not written: the object may be one that nobody can write.
+        if step.new != step.old:
+            kernel.write_label(fd, step.new)
     except NoLabels as error:
         raise LabelRefused(f"{step.path}: its file system cannot keep a label") from error
     except OSError as error:

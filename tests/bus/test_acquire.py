@@ -92,6 +92,26 @@ def test_public_is_counted_and_restored_when_the_last_holder_goes(
     os.removexattr(disk, "security.selinux")
 
 
+def test_what_is_labelled_right_already_needs_no_write(
+    daemon: Daemon, client: Client, tmp_path: Path, bind_mount: Path
+) -> None:
+    """An installation medium on a file system that is read-only."""
+    disk = image(tmp_path / "source" / "a.iso")
+    set_label(disk, "system_u:object_r:virt_content_t:s0")
+    subprocess.run(["mount", "-o", "remount,bind,ro", bind_mount], check=True)
+    client.acquire("vm", bind_mount / "a.iso", access="public")
+    (held,) = client.properties("vm")["Resources"]
+    assert held["context"] == held["original"] == label(disk)
+    client.release("vm")
+    assert client.vms() == {}
+    os.removexattr(disk, "security.selinux")
+    refused = client.error(
+        "Acquire", "saa{sv}a{sv}", "vm", resources(bind_mount / "a.iso", access="public"), {}
+    )
+    assert refused.name == "org.svirt1.Error.LabelRefused"
+    assert "read-only" in refused.text
+
+
 def test_all_or_nothing_over_many(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     disks = [image(tmp_path / f"{n}.img") for n in range(20)]
     set_label(disks[19], "system_u:object_r:shadow_t:s0")
