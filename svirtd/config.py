@@ -64,6 +64,8 @@ class Config:
     start_timeout_s: int = 30
     stop_timeout_s: int = 100
     answer_timeout_s: int = 25
+    drift_repair: bool = True
+    drift_interval_s: int = 600
     limits: Limits = Limits()
 
     @property
@@ -162,6 +164,8 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
     ("launch", "stop-timeout"): ("stop_timeout_s", _number(1, 3600)),
     ("launch", "answer-timeout"): ("answer_timeout_s", _number(1, 3600)),
+    ("drift", "repair"): ("drift_repair", _boolean),
+    ("drift", "interval"): ("drift_interval_s", _number(10, 86_400)),
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
     ("limits", "resources"): ("resources", _number(1, 100_000)),
     ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
@@ -232,6 +236,8 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
         stop_timeout_s=new.stop_timeout_s,
         answer_timeout_s=new.answer_timeout_s,
         slice=new.slice,
+        drift_repair=new.drift_repair,
+        drift_interval_s=new.drift_interval_s,
         limits=new.limits,
     )
     waiting = [

@@ -3,10 +3,12 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
@@ -22,14 +24,20 @@ from svirtd.config import Config
 from svirtd.core.model import Contexts
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors, file_threads
+from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.events import Events
+from svirtd.engine.foreign import Foreign
+from svirtd.engine.jobs import Jobs
 from svirtd.engine.log import Log
 from svirtd.engine.operations import Operations
+from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
 from svirtd.engine.requests import Requests
 from svirtd.engine.units import Units
+from svirtd.engine.verify import Verify
+from svirtd.engine.watch import Watch
 from svirtd.errors import ConfigError, StartError, SvirtError
 from svirtd.host import notify
 from svirtd.host.bus import BusError, BusLost, Connection
@@ -194,15 +202,18 @@ class _Daemon:
         units = Units(doors)
         departures = Departures(bus, doors.bus_id)
         operations = Operations(doors, events, units)
-        requests = Requests(doors, events, units, departures, operations)
-        recovery = Recovery(doors, operations, units, departures)
-        events.listen(Log(self._journal))
+        foreign = Foreign(doors)
+        requests = Requests(doors, events, units, departures, operations, foreign)
+        quarantine = Quarantine(doors)
+        recovery = Recovery(doors, operations, units, departures, quarantine)
+        drift, jobs = Drift(doors, operations, events), Jobs(events)
+        verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
+        watch = Watch(doors, drift)
+        for listener in (Log(self._journal), watch):
+            events.listen(listener)
         await recovery.run()
 
-        features = ["caller-lifetime", "channels", "launch"]
-        objects = Objects(
-            requests, Queries(doors), doors, features + ["machined"] * (doors.machined is not None)
-        )
+        objects = Objects(requests, Queries(doors), verify, jobs, doors)
         events.listen(objects)
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, self._spawn
@@ -233,7 +244,8 @@ class _Daemon:
                 self._lost(bus),
                 self._watch(bus),
                 self._tell(),
-                self._clean(recovery),
+                self._again(quarantine, verify, watch),
+                watch.run(),
                 doors.enforcement.watch(events),
             )
         ]
@@ -295,10 +307,29 @@ class _Daemon:
             await asyncio.sleep(_STATUS_S)
             notify.status(await self._status())
 
-    async def _clean(self, recovery: Recovery) -> None:
+    async def _again(self, quarantine: Quarantine, verify: Verify, watch: Watch) -> None:
+        """Compare everything at start, from time to time, and when the watch has lost count."""
+        doors = self._doors
+        await self._round(verify.alone(Repair.START))
+        compared_s = time.monotonic()
         while True:
-            await asyncio.sleep(_QUARANTINE_S)
-            await recovery.recheck_quarantine()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(_QUARANTINE_S, doors.config.drift_interval_s)):
+                    await watch.overflowed.wait()
+            due = time.monotonic() >= compared_s + doors.config.drift_interval_s
+            if due or watch.overflowed.is_set():
+                watch.overflowed.clear()
+                await self._round(verify.alone(Repair.AUTOMATIC))
+                compared_s = time.monotonic()
+            else:
+                await self._round(quarantine.recheck(restore=True))
+
+    async def _round(self, work: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await work
+        except SvirtError as error:
+            # A full disk, a bus that is slow: the next round may do.
+            self._journal.record(MessageId.WARNING, str(error), priority=Priority.WARNING)
 
     async def _status(self) -> str:
         counts = await self._doors.store.read(pool.counts)

@@ -162,6 +162,12 @@ class UnitStuck(UnitFailed):
     """As UnitFailed, but a process of the unit may be left: nothing of it may be given away."""
 
 
+class Cancelled(SvirtError):
+    """Somebody cancelled the job that did it."""
+
+    name = _OWN + "Cancelled"
+
+
 class Drift(SvirtError):
     """The book and the machine disagree in a way that a person must settle."""
 

@@ -22,6 +22,7 @@ NAME = "org.svirt1"
 ROOT = "/org/svirt1"
 MANAGER = "org.svirt1.Manager"
 VM = "org.svirt1.VM"
+JOB = "org.svirt1.Job"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 XATTR = "security.selinux"
 DEADLINE_S = 20.0

@@ -15,6 +15,8 @@ VM_FOLDER = ROOT + "/vm"
 NAME = "org.svirt1"
 MANAGER = "org.svirt1.Manager"
 VM = "org.svirt1.VM"
+JOB_FOLDER = ROOT + "/job"
+JOB = "org.svirt1.Job"
 PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -23,7 +25,9 @@ OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 _EVERYWHERE = (PEER, INTROSPECTABLE)
 _ROOT_INTERFACES = (*_EVERYWHERE, PROPERTIES, OBJECT_MANAGER, MANAGER)
 _VM_INTERFACES = (*_EVERYWHERE, PROPERTIES, VM)
+_JOB_INTERFACES = (*_EVERYWHERE, PROPERTIES, JOB)
 
+_FILES = ("standard.xml", "org.svirt1.Manager.xml", "org.svirt1.VM.xml", "org.svirt1.Job.xml")
 _HEAD = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
 """
@@ -43,7 +47,7 @@ class Interface:
 def load() -> dict[str, Interface]:
     """Read every interface of the contract. Raises StartError if a file is missing or broken."""
     found: dict[str, Interface] = {}
-    for file in ("standard.xml", "org.svirt1.Manager.xml", "org.svirt1.VM.xml"):
+    for file in _FILES:
         text = _read(file)
         try:
             parsed = parse_introspection(text)
@@ -65,6 +69,8 @@ def interfaces_of(path: str) -> tuple[str, ...]:
         return _ROOT_INTERFACES
     if path.startswith(VM_FOLDER + "/"):
         return _VM_INTERFACES
+    if path.startswith(JOB_FOLDER + "/"):
+        return _JOB_INTERFACES
     return _EVERYWHERE
 
 

@@ -6,14 +6,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import svirtd
-from svirtd.api import wire
-from svirtd.api.contract import MANAGER, OBJECT_MANAGER, PROPERTIES, ROOT, VM, VM_FOLDER
-from svirtd.core.model import Caller, Finding, Standing
+from svirtd.api import answers, wire
+from svirtd.api.contract import (
+    JOB,
+    JOB_FOLDER,
+    MANAGER,
+    OBJECT_MANAGER,
+    PROPERTIES,
+    ROOT,
+    VM,
+    VM_FOLDER,
+)
+from svirtd.core.model import Caller, Finding, JobView, Standing
 from svirtd.core.names import escape_path
 from svirtd.engine.doors import Doors
-from svirtd.engine.events import Cause, Entry
+from svirtd.engine.events import Cause, Entry, Listener
+from svirtd.engine.jobs import Jobs
 from svirtd.engine.queries import Queries
 from svirtd.engine.requests import Requests
+from svirtd.engine.verify import Verify
 from svirtd.host.bus import Variant
 
 Emit = Callable[[str, str, str, str, list[Any]], None]
@@ -21,10 +32,11 @@ Emit = Callable[[str, str, str, str, list[Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One method call: who, on which VM (for VM objects), with what."""
+    """One method call: who, on which VM or job (for their objects), with what."""
 
     caller: Caller
     vm_name: str
+    job: int
     body: list[Any]
     fds: tuple[int, ...]
 
@@ -45,16 +57,29 @@ def vm_path(name: str) -> str:
     return f"{VM_FOLDER}/{escape_path(name)}"
 
 
-class Objects:
+def job_path(number: int) -> str:
+    """Return the object path of a job."""
+    return f"{JOB_FOLDER}/{number}"
+
+
+def job_number(element: str) -> int:
+    """Return the number that the last element of a job's path says, 0 for what is none."""
+    # As job_path() writes it: no sign, no leading zero, no other script's digits.
+    plain = element.isascii() and element.isdigit() and not element.startswith("0")
+    return int(element) if plain and len(element) < 10 else 0
+
+
+class Objects(Listener):
     """Handlers of every member that is svirtd's own, and the signals."""
 
     def __init__(
-        self, requests: Requests, queries: Queries, doors: Doors, features: list[str]
+        self, requests: Requests, queries: Queries, verify: Verify, jobs: Jobs, doors: Doors
     ) -> None:
         self._queries = queries
         self._requests = requests
+        self._verify_ = verify
+        self._jobs = jobs
         self._doors = doors
-        self._features = features
         self.emit: Emit = lambda *_: None
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
@@ -69,6 +94,8 @@ class Objects:
             (MANAGER, "GetVMByPID"): self._get_vm_by_pid,
             (MANAGER, "ListVMs"): self._list_vms,
             (MANAGER, "FindOwners"): self._find_owners,
+            (MANAGER, "Verify"): self._verify,
+            (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
             (VM, "OpenChannel"): self._open_channel,
         }
@@ -104,7 +131,7 @@ class Objects:
         name, resources, options = call.body
         request = wire.read_request(name, resources, options, call.fds)
         plan = await self._requests.plan(call.caller, request)
-        return Reply([wire.plan_steps(plan)])
+        return Reply([answers.plan_steps(plan)])
 
     async def _get_vm(self, call: Call) -> Reply:
         entry = await self._queries.vm(call.caller, call.body[0])
@@ -122,7 +149,13 @@ class Objects:
 
     async def _find_owners(self, call: Call) -> Reply:
         owners = await self._queries.owners(call.caller, call.body[0])
-        return Reply([[wire.owner(vm, hold, vm_path(vm.name)) for vm, hold in owners]])
+        return Reply([[answers.owner(vm, hold, vm_path(vm.name)) for vm, hold in owners]])
+
+    async def _verify(self, call: Call) -> Reply:
+        repair, options = call.body
+        wanted = wire.read_verify(repair, options)
+        findings = await self._verify_.run(call.caller, wanted)
+        return Reply([[answers.finding(one) for one in findings]])
 
     async def manager_properties(self, caller: Caller) -> dict[str, Variant]:
         """Return every property of org.svirt1.Manager."""
@@ -130,7 +163,7 @@ class Objects:
         doors = self._doors
         return {
             "Version": Variant("s", svirtd.__version__),
-            "Features": Variant("as", self._features),
+            "Features": Variant("as", _features(doors)),
             **_standing(doors.enforcement.now()),
             "PairsTotal": Variant("t", doors.shape.total),
             "PairsInUse": Variant("t", counts.pairs_in_use),
@@ -155,14 +188,30 @@ class Objects:
     async def vm_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
         """Return every property of one VM."""
         entry = await self._queries.vm(caller, name)
-        return wire.vm_properties(entry.vm, entry.holds)
+        return answers.vm_properties(entry.vm, entry.holds)
+
+    # -- org.svirt1.Job ---------------------------------------------------------------------
+
+    async def _job_cancel(self, call: Call) -> Reply:
+        wire.no_options(call.body[0])
+        self._jobs.cancel(call.caller, call.job)
+        return Reply([])
+
+    def job_properties(self, caller: Caller, number: int) -> dict[str, Variant]:
+        """Return every property of a job. Raises UnknownObject."""
+        return answers.job_properties(self._jobs.view(caller, number))
+
+    def job_numbers(self) -> list[str]:
+        """Return the path elements of the jobs, for introspection."""
+        return [str(job.id) for job in self._jobs.all()]
 
     async def managed(self, caller: Caller) -> dict[str, dict[str, dict[str, Variant]]]:
-        """Return every VM object with its properties, for GetManagedObjects."""
-        return {
-            vm_path(entry.vm.name): {VM: wire.vm_properties(entry.vm, entry.holds)}
+        """Return every VM and job with its properties, for GetManagedObjects."""
+        vms = {
+            vm_path(entry.vm.name): {VM: answers.vm_properties(entry.vm, entry.holds)}
             for entry in await self._queries.entries(caller)
         }
+        return vms | {job_path(j.id): {JOB: answers.job_properties(j)} for j in self._jobs.all()}
 
     async def children(self, caller: Caller) -> list[str]:
         """Return the path elements of the VM objects, for introspection."""
@@ -173,13 +222,13 @@ class Objects:
     def added(self, entry: Entry, _cause: Cause) -> None:
         """A VM has entered the book."""
         path = vm_path(entry.vm.name)
-        properties = wire.vm_properties(entry.vm, entry.holds)
+        properties = answers.vm_properties(entry.vm, entry.holds)
         self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {VM: properties}])
         self.emit(ROOT, MANAGER, "VMAdded", "so", [entry.vm.name, path])
 
     def changed(self, before: Entry, after: Entry, _cause: Cause) -> None:
         """A VM is not what it was."""
-        changes = wire.vm_changes((before.vm, before.holds), (after.vm, after.holds))
+        changes = answers.vm_changes((before.vm, before.holds), (after.vm, after.holds))
         if changes:
             path = vm_path(after.vm.name)
             self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, changes, []])
@@ -196,6 +245,26 @@ class Objects:
         )
         self.emit(ROOT, MANAGER, "VMRemoved", "so", [entry.vm.name, path])
 
+    def job_new(self, job: JobView) -> None:
+        """A job has begun."""
+        path = job_path(job.id)
+        properties = answers.job_properties(job)
+        self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {JOB: properties}])
+        self.emit(ROOT, MANAGER, "JobNew", "uo", [job.id, path])
+
+    def job_changed(self, before: JobView, after: JobView) -> None:
+        """A job has got further."""
+        old = answers.job_properties(before)
+        changes = {k: v for k, v in answers.job_properties(after).items() if v != old[k]}
+        path = job_path(after.id)
+        self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [JOB, changes, []])
+
+    def job_removed(self, job: JobView) -> None:
+        """A job has ended; its state says how."""
+        path = job_path(job.id)
+        self.emit(ROOT, OBJECT_MANAGER, "InterfacesRemoved", "oas", [path, [JOB]])
+        self.emit(ROOT, MANAGER, "JobRemoved", "uos", [job.id, path, job.state.value])
+
     def enforcement(self, before: Standing, after: Standing) -> None:
         """The kernel does something else with labels than before, or by another policy."""
         old = _standing(before)
@@ -205,7 +274,12 @@ class Objects:
 
     def drift(self, finding: Finding) -> None:
         """An object is not what the book says."""
-        self.emit(ROOT, MANAGER, "DriftFound", "a{sv}", [wire.finding(finding)])
+        self.emit(ROOT, MANAGER, "DriftFound", "a{sv}", [answers.finding(finding)])
+
+
+def _features(doors: Doors) -> list[str]:
+    found = ["caller-lifetime", "channels", "launch", "verify"]
+    return found + ["machined"] * (doors.machined is not None)
 
 
 def _standing(standing: Standing) -> dict[str, Variant]:

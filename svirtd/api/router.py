@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from svirtd.api.contract import (
     INTROSPECTABLE,
+    JOB,
+    JOB_FOLDER,
     MANAGER,
     OBJECT_MANAGER,
     PEER,
@@ -23,7 +25,7 @@ from svirtd.api.contract import (
     interfaces_of,
     introspection,
 )
-from svirtd.api.objects import Call, Handler, Objects, Reply
+from svirtd.api.objects import Call, Handler, Objects, Reply, job_number
 from svirtd.config import Limits
 from svirtd.core.model import Caller
 from svirtd.core.names import shown, unescape_path
@@ -48,6 +50,7 @@ from svirtd.host.bus import (
     Message,
     MessageFlag,
     MessageType,
+    Variant,
     error_reply,
     method_return,
 )
@@ -151,7 +154,7 @@ class Router:
                 self._idle.set()
 
     async def _answer(self, msg: Message) -> Reply:
-        vm_name = self._object(msg.path)
+        vm_name, job = self._object(msg.path)
         interface = self._interface(msg)
         signature = interface.methods[msg.member][0]
         if msg.signature != signature:
@@ -160,7 +163,7 @@ class Router:
                 f"{msg.signature!r}"
             )
         caller = await self._caller(msg.sender)
-        call = Call(caller, vm_name, msg.body, tuple(msg.unix_fds))
+        call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
         try:
             match interface.name:
                 case "org.freedesktop.DBus.Introspectable":
@@ -179,15 +182,19 @@ class Router:
             self._record_refusal(msg, call, error)
             raise
 
-    def _object(self, path: str) -> str:
-        """Return the VM's name of a VM's path, "" for other objects. Raises UnknownObject."""
-        if path in (ROOT, VM_FOLDER) or ROOT.startswith(path.rstrip("/") + "/"):
-            return ""
+    def _object(self, path: str) -> tuple[str, int]:
+        """Return the VM's name of a VM's path and the number of a job's; none for other objects.
+
+        Raises UnknownObject.
+        """
+        if path in (ROOT, VM_FOLDER, JOB_FOLDER) or ROOT.startswith(path.rstrip("/") + "/"):
+            return "", 0
         folder, _, element = path.rpartition("/")
         name = unescape_path(element) if folder == VM_FOLDER else None
-        if not name:
+        job = job_number(element) if folder == JOB_FOLDER else 0
+        if not name and not job:
             raise UnknownObject(f"there is no object at {shown(path)}")
-        return name
+        return name or "", job
 
     def _interface(self, msg: Message) -> Interface:
         names = interfaces_of(msg.path)
@@ -235,10 +242,12 @@ class Router:
                 children = await self._objects.children(call.caller)
             except SvirtError:
                 children = []  # too many, or not for this caller to see; both are answered so
+        elif path == JOB_FOLDER:
+            children = self._objects.job_numbers()
         elif path == ROOT:
-            children = ["vm"]
-        elif call.vm_name:
-            await self._objects.vm_properties(call.caller, call.vm_name)  # does it exist?
+            children = ["job", "vm"]
+        elif call.vm_name or call.job:
+            await self._values(call)  # does it exist?
             children = []
         else:
             rest = ROOT.removeprefix(path.rstrip("/") + "/")
@@ -250,12 +259,8 @@ class Router:
         if name and name not in interfaces_of(path):
             raise UnknownInterface(f"{shown(path)} has no interface {shown(name)}")
         # Read whatever is asked for: an object that is not there has no empty set of properties.
-        values = (
-            await self._objects.vm_properties(call.caller, call.vm_name)
-            if call.vm_name
-            else await self._objects.manager_properties(call.caller)
-        )
-        if name not in ("", MANAGER, VM):
+        values = await self._values(call)
+        if name not in ("", MANAGER, VM, JOB):
             values = {}
         if member == "GetAll":
             return Reply([values])
@@ -264,6 +269,13 @@ class Router:
         if member == "Set":
             raise PropertyReadOnly(f"{call.body[1]} is read-only; call a method instead")
         return Reply([values[call.body[1]]])
+
+    async def _values(self, call: Call) -> dict[str, Variant]:
+        if call.vm_name:
+            return await self._objects.vm_properties(call.caller, call.vm_name)
+        if call.job:
+            return self._objects.job_properties(call.caller, call.job)
+        return await self._objects.manager_properties(call.caller)
 
     # -- out --------------------------------------------------------------------------------
 

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Untrusted D-Bus values to typed requests, and results back. Every refusal is InvalidArgs."""
+"""Untrusted D-Bus values to typed requests. Every refusal is InvalidArgs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from svirtd.core import goals
 from svirtd.core.model import (
-    VM,
     Access,
     Command,
-    Finding,
-    Hold,
     Lifetime,
     Request,
     ResourceRequest,
 )
 from svirtd.core.names import check_uuid, check_vm_name, shown
-from svirtd.core.plan import Plan
+from svirtd.engine.verify import Wanted
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
 
@@ -93,6 +90,12 @@ def typed(what: str, values: Options, keys: Mapping[str, str]) -> dict[str, Any]
 def no_options(options: Options) -> None:
     """Refuse any option."""
     typed("options", options, {})
+
+
+def read_verify(repair: bool, options: Options) -> Wanted:
+    """Read what Verify takes. Raises InvalidArgs."""
+    folders = typed("options", options, {"scan": "as"}).get("scan", [])
+    return Wanted(repair, tuple(_path("scan", one) for one in folders))
 
 
 def read_request(
@@ -251,99 +254,3 @@ def _property(name: str, variant: Variant) -> tuple[str, object]:
             if not low <= value <= high:
                 raise InvalidArgs(f"properties: {name} is {value}; expected {low} to {high}")
     return signature, value
-
-
-# -- results ---------------------------------------------------------------------------------
-
-VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
-    "Name": ("s", lambda vm: vm.name),
-    "Id": ("s", lambda vm: vm.id),
-    "UUID": ("s", lambda vm: vm.uuid),
-    "Owner": ("u", lambda vm: vm.owner_uid),
-    "State": ("s", lambda vm: vm.state.value),
-    "StateReason": ("s", lambda vm: vm.reason),
-    "Goal": ("s", lambda vm: vm.goal),
-    "Groups": ("as", lambda _: []),
-    "Unit": ("s", lambda vm: vm.unit),
-    "MainPID": ("u", lambda vm: vm.main_pid),
-    "ProcessContext": ("s", lambda vm: vm.process_context),
-    "ImageContext": ("s", lambda vm: vm.image_context),
-    "Categories": ("s", lambda vm: vm.categories),
-    "RuntimeDirectory": ("s", lambda vm: vm.runtime_dir),
-    "Persistent": ("b", lambda vm: vm.persistent),
-    "CreatedAt": ("t", lambda vm: vm.created_us),
-}
-
-
-def vm_properties(vm: VM, holds: Sequence[Hold]) -> dict[str, Variant]:
-    """Return every property of org.svirt1.VM."""
-    values = {name: Variant(sig, get(vm)) for name, (sig, get) in VM_PROPERTIES.items()}
-    values["Resources"] = Variant("aa{sv}", [_hold(hold) for hold in holds])
-    return values
-
-
-def vm_changes(
-    before: tuple[VM, Sequence[Hold]], after: tuple[VM, Sequence[Hold]]
-) -> dict[str, Variant]:
-    """Return the properties whose values differ."""
-    changed = {
-        name: Variant(sig, get(after[0]))
-        for name, (sig, get) in VM_PROPERTIES.items()
-        if get(before[0]) != get(after[0])
-    }
-    if tuple(before[1]) != tuple(after[1]):
-        changed["Resources"] = Variant("aa{sv}", [_hold(hold) for hold in after[1]])
-    return changed
-
-
-def _hold(hold: Hold) -> dict[str, Variant]:
-    shown = {
-        "path": Variant("s", hold.path),
-        "access": Variant("s", hold.access.value),
-        "context": Variant("s", hold.label),
-    }
-    if hold.original_known:
-        shown["original"] = Variant("s", hold.original or "")
-    return shown
-
-
-def plan_steps(plan: Plan) -> list[dict[str, Variant]]:
-    """Return a plan as Plan answers it."""
-    steps = []
-    for decision in plan.decisions:
-        step = {
-            "path": Variant("s", decision.seen.path),
-            "access": Variant("s", decision.seen.access.value),
-            "from": Variant("s", decision.seen.label or ""),
-            "to": Variant("s", decision.target),
-        }
-        if decision.refusal is not None:
-            step["error"] = Variant("s", decision.refusal.name)
-            step["reason"] = Variant("s", decision.refusal.text)
-        steps.append(step)
-    return steps
-
-
-def owner(vm: VM, hold: Hold | None, path: str) -> dict[str, Variant]:
-    """Return one owner as FindOwners answers it; `path` is the VM's object."""
-    found = {
-        "vm": Variant("s", vm.name),
-        "object": Variant("o", path),
-        "state": Variant("s", vm.state.value),
-    }
-    if hold is not None:
-        found["path"] = Variant("s", hold.path)
-        found["access"] = Variant("s", hold.access.value)
-    return found
-
-
-def finding(one: Finding) -> dict[str, Variant]:
-    """Return a finding as DriftFound carries it."""
-    return {
-        "kind": Variant("s", one.kind),
-        "vm": Variant("s", one.vm_name),
-        "path": Variant("s", one.path),
-        "expected": Variant("s", one.expected),
-        "found": Variant("s", one.found),
-        "reason": Variant("s", one.reason),
-    }

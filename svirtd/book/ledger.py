@@ -8,10 +8,13 @@ which label every object may carry.
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from svirtd.book import registry
 from svirtd.book.store import Database
 from svirtd.core.model import VM, Identity, Operation, OperationKind, Step
+
+_OPEN = "SELECT id, kind, rank, created, caller_uid, steps FROM operation"
 
 
 def open_operation(
@@ -45,23 +48,32 @@ def close_all(db: Database, vm: VM) -> None:
 
 def unfinished(db: Database) -> list[Operation]:
     """Return the open operations, oldest first."""
-    rows = db.execute(
-        "SELECT id, kind, rank, created, caller_uid, steps FROM operation ORDER BY id"
-    ).fetchall()
-    operations = []
-    for id_, kind, rank, created, caller_uid, steps in rows:
-        vm = registry.vm_by_rank(db, rank)
-        # The foreign key makes a missing VM impossible; a book that has one is corrupt.
-        if vm is None:
-            raise ValueError(f"operation {id_} belongs to no VM")
-        operations.append(
-            Operation(
-                id_,
-                OperationKind(kind),
-                vm,
-                bool(created),
-                caller_uid,
-                tuple(Step(Identity(d, i), p, old, new) for d, i, p, old, new in json.loads(steps)),
-            )
-        )
-    return operations
+    return [_operation(db, row) for row in db.execute(f"{_OPEN} ORDER BY id").fetchall()]
+
+
+def if_open(db: Database, operation: Operation) -> Operation | None:
+    """Return an operation as the book has it now; None if it was closed meanwhile."""
+    row = db.execute(f"{_OPEN} WHERE id = ?", [operation.id]).fetchone()
+    return None if row is None else _operation(db, row)
+
+
+def is_open(db: Database, vm: VM) -> bool:
+    """Say whether an operation on this VM has been opened and not closed."""
+    found = db.execute("SELECT 1 FROM operation WHERE rank = ?", [vm.rank]).fetchone()
+    return found is not None
+
+
+def _operation(db: Database, row: Sequence[Any]) -> Operation:
+    id_, kind, rank, created, caller_uid, steps = row
+    vm = registry.vm_by_rank(db, rank)
+    # The foreign key makes a missing VM impossible; a book that has one is corrupt.
+    if vm is None:
+        raise ValueError(f"operation {id_} belongs to no VM")
+    return Operation(
+        id_,
+        OperationKind(kind),
+        vm,
+        bool(created),
+        caller_uid,
+        tuple(Step(Identity(d, i), p, old, new) for d, i, p, old, new in json.loads(steps)),
+    )

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from svirtd.book.store import Database
 from svirtd.core import pool as core
@@ -13,6 +14,9 @@ from svirtd.core.pool import Drawn, Permutation, PoolState, Shape, draw
 from svirtd.errors import StartError
 
 _KEY_BYTES = 32
+_SUSPECT = (
+    "SELECT id, rank, vm_name, dev, ino, path, label, reason, original, restorable FROM quarantine"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,10 @@ class PoolText:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A quarantined object: it may still carry the categories of `rank`."""
+    """A quarantined object: it may still carry the categories of `rank`.
+
+    `restorable`: what it carried before is known, `original`.
+    """
 
     id: int
     rank: int
@@ -36,6 +43,8 @@ class Suspect:
     path: str
     label: str
     reason: str
+    original: str | None = None
+    restorable: bool = False
 
 
 def prepare(db: Database, text: PoolText, shape: Shape) -> Permutation:
@@ -153,8 +162,8 @@ def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
     now_us = time.time_ns() // 1000
     for one in suspects:
         db.execute(
-            "INSERT INTO quarantine(rank, vm_name, dev, ino, path, label, reason, since_us)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO quarantine(rank, vm_name, dev, ino, path, label, reason, original,"
+            " restorable, since_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 rank,
                 one.vm_name,
@@ -163,6 +172,8 @@ def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
                 one.path,
                 one.label,
                 one.reason,
+                one.original,
+                int(one.restorable),
                 now_us,
             ],
         )
@@ -178,20 +189,29 @@ def retire(db: Database, rank: int) -> None:
 
 def suspects(db: Database, limit: int) -> list[Suspect]:
     """Return the quarantined objects, oldest first."""
-    rows = db.execute(
-        "SELECT id, rank, vm_name, dev, ino, path, label, reason FROM quarantine"
-        " ORDER BY id LIMIT ?",
-        [limit],
-    )
-    return [
-        Suspect(id_, rank, vm_name, Identity(dev, ino), path, label, reason)
-        for id_, rank, vm_name, dev, ino, path, label, reason in rows
-    ]
+    return [_suspect(row) for row in db.execute(f"{_SUSPECT} ORDER BY id LIMIT ?", [limit])]
+
+
+def suspects_on(db: Database, identity: Identity) -> list[Suspect]:
+    """Return what this object is suspected of, oldest first."""
+    values = [identity.dev, identity.ino]
+    where = "WHERE dev = ? AND ino = ? AND path NOT LIKE '/proc/%' ORDER BY id"
+    return [_suspect(row) for row in db.execute(f"{_SUSPECT} {where}", values)]
+
+
+def suspect_moved(db: Database, suspect: Suspect) -> None:
+    """Remember where a quarantined object was seen."""
+    db.execute("UPDATE quarantine SET path = ? WHERE id = ?", [suspect.path, suspect.id])
 
 
 def seen_clean(db: Database, suspect: Suspect) -> None:
-    """Forget a suspect; the last one of a rank without a VM lets the rank back into the pool."""
-    db.execute("DELETE FROM quarantine WHERE id = ?", [suspect.id])
+    """Forget a suspect; the last one of a rank without a VM lets the rank back into the pool.
+
+    Somebody else may have seen that, too: then there is nothing to do.
+    """
+    sql = "DELETE FROM quarantine WHERE id = ? RETURNING id"
+    if db.execute(sql, [suspect.id]).fetchone() is None:
+        return
     owned = db.execute("SELECT 1 FROM vm WHERE rank = ?", [suspect.rank]).fetchone()
     if owned is None and not _suspected(db, suspect.rank):
         db.execute("UPDATE pool SET quarantined = quarantined - 1")
@@ -206,6 +226,12 @@ def quarantined_ranks(db: Database, ranks: Sequence[int]) -> list[tuple[int, str
         if row is not None:
             found.append((rank, row[0]))
     return found
+
+
+def _suspect(row: Sequence[Any]) -> Suspect:
+    id_, rank, vm_name, dev, ino, path, label, reason, original, restorable = row
+    identity = Identity(dev, ino)
+    return Suspect(id_, rank, vm_name, identity, path, label, reason, original, bool(restorable))
 
 
 def in_use(db: Database) -> int:

@@ -75,6 +75,12 @@ def vm_by_rank(db: Database, rank: int) -> VM | None:
     return None if row is None else _vm(row)
 
 
+def vms_by_ranks(db: Database, ranks: Sequence[int]) -> list[VM]:
+    """Return the VMs that have these private sets."""
+    found = [vm_by_rank(db, rank) for rank in ranks]
+    return [vm for vm in found if vm is not None]
+
+
 def vm_by_pid(db: Database, pid: int) -> VM | None:
     """Return the running VM with this main process."""
     row = db.execute(

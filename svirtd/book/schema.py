@@ -152,6 +152,13 @@ def _ranks_ahead(db: Database) -> None:
     db.execute("ALTER TABLE pool ADD COLUMN ahead INTEGER NOT NULL DEFAULT 0")
 
 
+@migrations(name="0005-quarantine-original")
+def _quarantine_original(db: Database) -> None:
+    # What an object in quarantine carried before, if that is known: 1 in restorable says so.
+    db.execute("ALTER TABLE quarantine ADD COLUMN original TEXT")
+    db.execute("ALTER TABLE quarantine ADD COLUMN restorable INTEGER NOT NULL DEFAULT 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

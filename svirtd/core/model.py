@@ -238,16 +238,77 @@ class Counts:
     pairs_quarantined: int
 
 
+class FindingKind(enum.StrEnum):
+    """What sort of difference a finding is; the contract words each."""
+
+    CHANGED = "changed"
+    MISSING = "missing"
+    REPLACED = "replaced"
+    UNSYNCED = "unsynced"
+    FAILED = "failed"
+    UNFINISHED = "unfinished"
+    ENDED = "ended"
+    STALE = "stale"
+    QUARANTINE = "quarantine"
+    FOREIGN = "foreign"
+    CONFLICT = "conflict"
+    ORPHAN = "orphan"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference between the book and the machine."""
+    """One difference between the book and the machine.
 
-    kind: str
+    `path` is the object's: of a file, of a process below /proc, or the name of a unit. `repair`
+    says what a repair does about it, or why it does nothing; `repaired` whether that was done.
+    """
+
+    kind: FindingKind
     vm_name: str
     path: str
     expected: str
     found: str
     reason: str
+    repair: str = ""
+    repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was seen at an object's place: its label (None if it has none), or what is wrong."""
+
+    label: str | None
+    problem: FindingKind | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process and the context that it runs under."""
+
+    pid: int
+    context: str
+
+
+class JobState(enum.StrEnum):
+    """Where a job is in its life; the contract words each."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """What others may know of a job. `progress` goes from 0 to 1 and never back."""
+
+    id: int
+    kind: str
+    owner_uid: int
+    state: JobState
+    progress: float
+    error: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

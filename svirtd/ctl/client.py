@@ -29,18 +29,23 @@ _NAME: Final = "org.svirt1"
 _ROOT: Final = "/org/svirt1"
 _MANAGER: Final = "org.svirt1.Manager"
 _VM: Final = "org.svirt1.VM"
+_JOB: Final = "org.svirt1.Job"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
 _TIMEOUT_S: Final = 30.0
 # Starting and stopping wait for systemd, and a guest may take its time to end.
 _LONG_TIMEOUT_S: Final = 150.0
+# Long enough for any disk. Whoever has seen enough cancels.
+_JOB_TIMEOUT_S: Final = 7 * 24 * 3600.0
 
 # Interface, member, signature, and the names that a line of output gives to the arguments.
 _SIGNALS: Final = (
     (_MANAGER, "VMAdded", "so", ("name", "vm")),
     (_MANAGER, "VMRemoved", "so", ("name", "vm")),
     (_MANAGER, "DriftFound", "a{sv}", ("finding",)),
+    (_MANAGER, "JobNew", "uo", ("id", "job")),
+    (_MANAGER, "JobRemoved", "uos", ("id", "job", "result")),
     (_PROPERTIES, "PropertiesChanged", "sa{sv}as", ("interface", "changed", "invalidated")),
     (_OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", ("object", "interfaces")),
     (_OBJECT_MANAGER, "InterfacesRemoved", "oas", ("object", "interfaces")),
@@ -166,6 +171,37 @@ class Client:
         """Return who holds a path, categories or a context."""
         (owners,) = await self._manager("FindOwners", "s", [what], "aa{sv}")
         return list(plain(owners))
+
+    async def verify(
+        self, folders: Sequence[str], progress: Callable[[float], None], *, repair: bool
+    ) -> list[Values]:
+        """Compare the book with the host; returns what differs. Cancelled, the daemon stops too.
+
+        `progress` is told how far it is, 0 to 1.
+        """
+        jobs: list[str] = []
+
+        def begun(msg: Message) -> None:
+            jobs.append(msg.body[1])
+
+        def moved(msg: Message) -> None:
+            if msg.path in jobs and "Progress" in msg.body[1]:
+                progress(float(plain(msg.body[1]["Progress"])))
+
+        with _failures(bus_lost("it does not answer")):
+            await self._bus.subscribe(_NAME, _MANAGER, "JobNew", begun)
+            await self._bus.subscribe(_NAME, _PROPERTIES, "PropertiesChanged", moved, arg0=_JOB)
+        options = {"scan": Variant("as", list(folders))} if folders else {}
+        try:
+            (findings,) = await self._manager(
+                "Verify", "ba{sv}", [repair, options], "aa{sv}", _JOB_TIMEOUT_S
+            )
+        except asyncio.CancelledError:
+            for job in jobs:
+                with contextlib.suppress(Failure):  # it has ended by itself
+                    await self._call(job, _JOB, "Cancel", "a{sv}", [{}], "")
+            raise
+        return list(plain(findings))
 
     async def vm(self, name: str) -> Values:
         """Return every property of a VM."""

@@ -16,7 +16,10 @@ from svirtd.ctl.channel import Unsent, pump
 from svirtd.ctl.client import Client, Options
 from svirtd.ctl.failures import IO_ERROR, Exit, Failure, exit_code
 from svirtd.ctl.options import json_option, name_argument, parsed, request_options
-from svirtd.ctl.terminal import answer, ask, screen, user_name, wants_json, warn
+from svirtd.ctl.terminal import answer, ask, progress_bar, screen, user_name, wants_json, warn
+
+# What verify tells and nobody has to do anything about.
+_HARMLESS: Final = ("foreign",)
 
 
 class _Launch(click.Command):
@@ -239,6 +242,31 @@ def owners(what: str) -> None:
 
 
 @click.command()
+@click.option("--repair", is_flag=True, help="Mend what can be mended; the list says what was.")
+@click.option(
+    "--scan",
+    "folders",
+    metavar="DIR",
+    multiple=True,
+    type=click.Path(),
+    callback=parsed(arguments.absolute),
+    help="Look below this directory for files that carry the categories of no VM. Repeatable.",
+)
+@json_option
+def verify(folders: Sequence[str], repair: bool) -> int:
+    """Compare the book with files, labels and running processes.
+
+    Without --repair no label changes. Exits with 1 if something is left that a person should
+    look at. Ctrl-C stops a scan.
+    """
+    with progress_bar() as progress:
+        findings = ask(lambda client: client.verify(folders, progress, repair=repair))
+    answer({"findings": findings}, lambda: render.finding_list(findings, screen()))
+    left = [one for one in findings if not one["repaired"] and one["kind"] not in _HARMLESS]
+    return Exit.REFUSED if left else Exit.OK
+
+
+@click.command()
 @name_argument
 @click.argument("socket", callback=parsed(arguments.carried))
 @click.option(
@@ -324,6 +352,7 @@ COMMANDS: Final = {
         list_,
         show,
         owners,
+        verify,
         channel,
         monitor,
         status,

@@ -125,6 +125,25 @@ def vm_details(
     return text + "\n" + _table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
 
 
+def finding_list(findings: Sequence[Values], screen: Screen) -> str:
+    """Return what `verify` has found: three lines for each finding."""
+    if not findings:
+        return "Nothing differs.\n"
+    return "\n".join(_finding(one, screen) for one in findings)
+
+
+def _finding(one: Values, screen: Screen) -> str:
+    whose = f"VM {one['vm']}" if one.get("vm") else "no VM"
+    rows = [
+        (str(one.get("kind", "")).capitalize(), f"{one.get('path') or whose} ({whose})"),
+        ("Why", one.get("reason", "")),
+        ("Is", one.get("found", "")),
+        ("Should be", one.get("expected", "")),
+        ("Repair", f"done: {one['repair']}" if one.get("repaired") else one.get("repair", "")),
+    ]
+    return _pairs(rows, screen)
+
+
 def daemon_status(manager: Values, screen: Screen) -> str:
     """Return what `status` says of the daemon."""
     total, used = manager.get("PairsTotal", 0), manager.get("PairsInUse", 0)

@@ -2,12 +2,13 @@
 """Between a command and the outside: one conversation with the daemon, one printed answer."""
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
 
 import click
 
@@ -15,6 +16,7 @@ from svirtd.ctl import render
 from svirtd.ctl.client import Client
 
 T = TypeVar("T")
+_STEPS: Final = 1000
 Action = Callable[[Client], Awaitable[T]]
 
 
@@ -57,6 +59,24 @@ def warn(*, enforced: bool) -> None:
 def _styled() -> bool:
     plain = click.get_current_context().meta["svirtd.ctl.no-color"] or os.environ.get("NO_COLOR")
     return sys.stderr.isatty() and not plain
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[float], None]]:
+    """Show on a terminal how far a job is; the value is called with 0 to 1."""
+    if not sys.stderr.isatty() or wants_json():
+        yield lambda _done: None
+        return
+    seen = 0
+    with click.progressbar(length=_STEPS, file=sys.stderr, show_eta=True) as bar:
+
+        def moved(done: float) -> None:
+            nonlocal seen
+            steps = int(done * _STEPS) - seen
+            seen += steps
+            bar.update(steps)
+
+        yield moved
 
 
 def user_name(uid: int) -> str:

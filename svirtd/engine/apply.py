@@ -14,13 +14,15 @@ from typing import Final
 
 from svirtd.book.pool import Suspect
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import VM, Finding, Identity, Step
+from svirtd.core.model import VM, Finding, FindingKind, Identity, Look, Step
 from svirtd.errors import LabelRefused, ResourceRefused, SvirtError
 from svirtd.failpoints import Point, reach
 from svirtd.host import files
 from svirtd.host.files import Opened
 from svirtd.host.kernel import Kernel, NoLabels
 
+_MISSING: Final = "nothing is at this path any more"
+_REPLACED: Final = "another file is at this path now"
 _CHANGED: Final = "somebody else changed its label; left alone"
 
 
@@ -90,6 +92,20 @@ def all_stand(kernel: Kernel, steps: Sequence[Step]) -> bool:
     return all(_stands(kernel, step) for step in steps)
 
 
+def look(kernel: Kernel, path: str, identity: Identity) -> Look:
+    """Look at an object where the book has it."""
+    try:
+        return Look(files.label_of(kernel, path, identity))
+    except files.Missing:
+        return Look(None, FindingKind.MISSING, _MISSING)
+    except files.Replaced:
+        return Look(None, FindingKind.REPLACED, _REPLACED)
+    except NoLabels:
+        return Look(None, FindingKind.FAILED, "its file system cannot keep a label any more")
+    except OSError as error:
+        return Look(None, FindingKind.FAILED, f"its label cannot be read: {error.strerror}")
+
+
 def carries(kernel: Kernel, path: str, identity: Identity, categories: frozenset[int]) -> bool:
     """Say whether an object may still carry these categories; when in doubt, it does."""
     try:
@@ -112,12 +128,13 @@ def findings(vm: VM, outcomes: Sequence[Outcome]) -> list[Finding]:
     """Return what is to be reported of these outcomes."""
     return [
         Finding(
-            kind=one.fate.value,
+            kind=FindingKind(one.fate.value),
             vm_name=vm.name,
             path=one.step.path,
             expected=one.step.old or "",
             found=one.found or "",
             reason=one.reason,
+            repair="nothing: the VM's hold on it ends here",
         )
         for one in outcomes
         if one.fate is not Fate.DONE
@@ -128,7 +145,15 @@ def suspects(vm: VM, categories: frozenset[int], outcomes: Sequence[Outcome]) ->
     """Return the objects that may still carry the VM's categories after these outcomes."""
     return [
         Suspect(
-            0, vm.rank, vm.name, one.step.identity, one.step.path, one.step.old or "", one.reason
+            0,
+            vm.rank,
+            vm.name,
+            one.step.identity,
+            one.step.path,
+            one.step.old or "",
+            one.reason,
+            original=one.step.new,
+            restorable=True,
         )
         for one in outcomes
         if one.fate is not Fate.DONE
@@ -142,9 +167,9 @@ def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:
     try:
         fd = files.find(step.path, step.identity)
     except files.Missing:
-        return Outcome(step, Fate.MISSING, None, "nothing is at this path any more")
+        return Outcome(step, Fate.MISSING, None, _MISSING)
     except files.Replaced:
-        return Outcome(step, Fate.REPLACED, None, "another file is at this path now")
+        return Outcome(step, Fate.REPLACED, None, _REPLACED)
     except OSError as error:
         return _not_opened(kernel, step, error)
     try:

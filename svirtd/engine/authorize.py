@@ -15,6 +15,8 @@ class Action(enum.Enum):
     LAUNCH = "launch VMs"
     RELEASE = "release VMs"
     CONNECT = "connect to VMs"
+    VERIFY = "compare the book with the host"
+    REPAIR = "have labels put back"
 
 
 def authorize(caller: Caller, action: Action) -> None:

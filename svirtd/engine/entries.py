@@ -7,12 +7,12 @@ object cannot both see it free.
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from svirtd.book import ledger, pool, registry
 from svirtd.book.store import Database
-from svirtd.core import goals
+from svirtd.core import foreign, goals
 from svirtd.core.mcs import format_categories
 from svirtd.core.model import (
     VM,
@@ -30,7 +30,9 @@ from svirtd.core.model import (
 from svirtd.core.plan import Plan, plan
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
-from svirtd.errors import Failed, LimitsExceeded, NoSuchVM, VMExists
+from svirtd.errors import Drift, Failed, LimitsExceeded, NoSuchVM, VMExists
+
+Sets = frozenset[frozenset[int]]
 
 # Foreign labels that a draw steps over before it gives up; each costs one lookup.
 BLOCKED_LIMIT = 1024
@@ -54,11 +56,6 @@ class Launching:
     runtime_directory: str
 
 
-def _not_foreign(_rank: int) -> bool:
-    # Label sets that other tools give out are not looked up in this version.
-    return False
-
-
 def begin_acquire(
     db: Database,
     doors: Doors,
@@ -66,17 +63,19 @@ def begin_acquire(
     request: Request,
     seen: Sequence[Seen],
     launching: Launching | None,
+    others: Sets,
 ) -> Begun:
-    """Enter VM, pair, holds and steps.
+    """Enter VM, pair, holds and steps. `others` are the sets that the host's processes run under.
 
-    Raises VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused, InvalidArgs.
+    Raises Drift, VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused,
+    InvalidArgs.
     """
     known = _usable(db, request.name)
     if known is None:
         _refuse_too_many(db, doors)
-        rank = pool.draw_rank(db, doors.permutation, _not_foreign, BLOCKED_LIMIT)
+        rank = pool.draw_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
-        rank = known.rank
+        rank = _own_rank(doors, known, others)
     vm, decided = _decide(db, doors, caller, request, seen, known, rank)
     decided.refuse()
     if decided.decisions or launching is not None:
@@ -114,16 +113,37 @@ def begin_acquire(
 
 
 def dry_run(
-    db: Database, doors: Doors, caller: Caller, request: Request, seen: Sequence[Seen]
+    db: Database,
+    doors: Doors,
+    caller: Caller,
+    request: Request,
+    seen: Sequence[Seen],
+    others: Sets,
 ) -> Plan:
     """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
     known = _usable(db, request.name)
     if known is None:
         _refuse_too_many(db, doors)
-        rank = pool.peek_rank(db, doors.permutation, _not_foreign, BLOCKED_LIMIT)
+        rank = pool.peek_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
-        rank = known.rank
+        rank = _own_rank(doors, known, others)
     return _decide(db, doors, caller, request, seen, known, rank)[1]
+
+
+def _blocked(doors: Doors, others: Sets) -> Callable[[int], bool]:
+    """Invariant 4: a set that overlaps one in use by somebody else is never handed out."""
+    return lambda rank: foreign.overlaps(doors.shape.categories_of(rank), others)
+
+
+def _own_rank(doors: Doors, known: VM, others: Sets) -> int:
+    """Return the rank that a persistent VM keeps, if nobody else runs under its set meanwhile."""
+    if foreign.overlaps(doors.shape.categories_of(known.rank), others):
+        raise Drift(
+            f"the categories of VM {known.name!r}, {known.categories}, are those of a process that "
+            "svirtd did not start for it now: svirtctl verify names it; end that process, or "
+            "forget the VM to have it get others"
+        )
+    return known.rank
 
 
 def _usable(db: Database, name: str) -> VM | None:

@@ -5,9 +5,8 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from svirtd.core.model import VM, Finding, Hold, Standing
+from svirtd.core.model import VM, Finding, Hold, JobView, Standing
 from svirtd.failpoints import Point, reach
 
 
@@ -27,8 +26,8 @@ class Cause:
     caller_uid: int
 
 
-class Listener(Protocol):
-    """One that wants to know."""
+class Listener:
+    """One that wants to know. What it does not care for, it inherits."""
 
     def added(self, entry: Entry, cause: Cause, /) -> None:
         """A VM has entered the book."""
@@ -44,6 +43,15 @@ class Listener(Protocol):
 
     def enforcement(self, before: Standing, after: Standing, /) -> None:
         """The kernel does something else with labels than before, or by another policy."""
+
+    def job_new(self, job: JobView, /) -> None:
+        """A job has begun."""
+
+    def job_changed(self, before: JobView, after: JobView, /) -> None:
+        """A job has got further."""
+
+    def job_removed(self, job: JobView, /) -> None:
+        """A job has ended; its state says how."""
 
 
 class Events:
@@ -82,6 +90,18 @@ class Events:
         """The kernel does something else with labels than before, or by another policy."""
         if before != after:
             self._later(lambda to: to.enforcement(before, after))
+
+    def job_new(self, job: JobView) -> None:
+        """A job has begun."""
+        self._later(lambda to: to.job_new(job))
+
+    def job_changed(self, before: JobView, after: JobView) -> None:
+        """A job has got further."""
+        self._later(lambda to: to.job_changed(before, after))
+
+    def job_removed(self, job: JobView) -> None:
+        """A job has ended; its state says how."""
+        self._later(lambda to: to.job_removed(job))
 
     def deliver(self) -> None:
         """Tell the listeners what has happened so far."""

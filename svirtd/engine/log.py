@@ -2,11 +2,11 @@
 """Events as structured records."""
 
 from svirtd.core.model import Finding, Standing
-from svirtd.engine.events import Cause, Entry
+from svirtd.engine.events import Cause, Entry, Listener
 from svirtd.host.journal import Journal, MessageId, Priority
 
 
-class Log:
+class Log(Listener):
     """Listens to events and writes a record for each."""
 
     def __init__(self, journal: Journal) -> None:
@@ -29,12 +29,15 @@ class Log:
         """An object is not what the book says."""
         self._journal.record(
             MessageId.DRIFT,
-            f"{finding.path} ({finding.kind}): {finding.reason}",
-            priority=Priority.WARNING,
+            f"{finding.path} ({finding.kind}): {finding.reason}"
+            + ("; the label is back" if finding.repaired else ""),
+            priority=Priority.NOTICE if finding.repaired else Priority.WARNING,
             SVIRT_VM=finding.vm_name,
             SVIRT_PATH=finding.path,
             SVIRT_EXPECTED=finding.expected,
             SVIRT_FOUND=finding.found,
+            SVIRT_KIND=finding.kind.value,
+            SVIRT_REPAIR=finding.repair,
         )
 
     def enforcement(self, _before: Standing, after: Standing) -> None:

@@ -90,8 +90,7 @@ class Queries:
             ) from None
 
         def look(db: Database) -> list[tuple[VM, Hold | None]]:
-            found = [registry.vm_by_rank(db, rank) for rank in ranks]
-            return [(vm, None) for vm in found if vm is not None]
+            return [(vm, None) for vm in registry.vms_by_ranks(db, ranks)]
 
         return await self._doors.store.read(look)
 

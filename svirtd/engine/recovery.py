@@ -8,8 +8,7 @@ what it did. Runs before the daemon owns its name, so no request meets a half-fi
 import functools
 from dataclasses import replace
 
-from svirtd.book import ledger, pool, registry
-from svirtd.book.pool import Suspect
+from svirtd.book import ledger, registry
 from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
 from svirtd.engine import apply
@@ -18,15 +17,13 @@ from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
+from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.renumber import find_devices, has_rebooted, remember_boot
 from svirtd.engine.units import Units
 from svirtd.errors import NoAnswer, SvirtError
 from svirtd.failpoints import Point, reach
-from svirtd.host import processes
 from svirtd.host.journal import MessageId, Priority
 
-# How many quarantined objects one pass looks at.
-_SUSPECTS_AT_ONCE = 1000
 _CAUSE = Cause("recovery", 0)
 
 
@@ -37,9 +34,15 @@ class Recovery:
     """
 
     def __init__(
-        self, doors: Doors, operations_: Operations, units: Units, departures: Departures
+        self,
+        doors: Doors,
+        operations_: Operations,
+        units: Units,
+        departures: Departures,
+        quarantine: Quarantine,
     ) -> None:
         self._doors = doors
+        self._quarantine = quarantine
         self._operations = operations_
         self._units = units
         self._departures = departures
@@ -59,33 +62,46 @@ class Recovery:
         reach(Point.CALLERS_BEFORE)
         await self._reconcile_callers()
         reach(Point.QUARANTINE_BEFORE)
-        await self.recheck_quarantine()
+        await self._quarantine.recheck(restore=True)
         await remember_boot(self._doors)
         reach(Point.RECOVER_AFTER)
 
-    async def recheck_quarantine(self) -> None:
-        """Let pairs back into the pool whose every suspect is seen clean."""
-        await find_devices(self._doors, rebooted=False)
-        store = self._doors.store
-        for suspect in await store.read(lambda db: pool.suspects(db, _SUSPECTS_AT_ONCE)):
-            if await self._doors.in_file_thread(self._is_clean, suspect):
-                await store.write(
-                    functools.partial(pool.seen_clean, suspect=suspect), durable=False
+    async def settle_again(self) -> None:
+        """Try again what is open while requests are served: failed, or cut off by a defect."""
+        for operation in await self._doors.store.read(ledger.unfinished):
+            async with self._operations.names.hold(operation.vm.name):
+                # In the writers' queue: behind closing entries that nobody waited for.
+                still = await self._doors.store.write(
+                    functools.partial(ledger.if_open, operation=operation), durable=False
                 )
+                if still is not None:
+                    async with self._operations.objects.hold_all(
+                        step.identity for step in still.steps
+                    ):
+                        await self._try_settle(still)
 
-    def _is_clean(self, suspect: Suspect) -> bool:
-        kernel = self._doors.kernel
-        if suspect.path.startswith("/proc/"):
-            return not processes.under(kernel, suspect.label)
-        pair = self._doors.shape.categories_of(suspect.rank)
-        return not apply.carries(kernel, suspect.path, suspect.identity, pair)
+    async def release_ended(self, vm: VM) -> bool:
+        """Release a VM whose unit has ended unnoticed; False if it had not, or could not be."""
+        try:
+            async with self._operations.names.hold(vm.name):
+                now = await self._doors.store.read(lambda db: registry.current(db, vm))
+                if now is None or now.unit != vm.unit or await self._units.running(now):
+                    return False
+                await self._operations.release(now, _CAUSE)
+        except SvirtError as error:
+            self._failed(vm.name, "release", error)
+            return False
+        return True
 
     async def _settle(self, operation: Operation) -> None:
         """Finish an operation that can be finished, undo it otherwise."""
+        async with self._operations.names.hold(operation.vm.name):
+            await self._try_settle(operation)
+
+    async def _try_settle(self, operation: Operation) -> None:
         vm = operation.vm
         try:
-            async with self._operations.names.hold(vm.name):
-                what = await self._finish_or_undo(operation)
+            what = await self._finish_or_undo(operation)
         except NoAnswer:
             raise
         except SvirtError as error:

@@ -21,6 +21,7 @@ from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
 from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.foreign import Foreign
 from svirtd.engine.operations import Operations, vm_named
 from svirtd.engine.units import Units
 from svirtd.errors import (
@@ -48,8 +49,10 @@ class Requests:
         units: Units,
         departures: Departures,
         operations_: Operations,
+        foreign: Foreign,
     ) -> None:
         self._doors = doors
+        self._foreign = foreign
         self._events = events
         self._units = units
         self._departures = departures
@@ -111,8 +114,9 @@ class Requests:
         )
         try:
             seen = [one.seen for one in opened]
+            others = await self._foreign.sets()
             return await self._doors.store.read(
-                lambda db: entries.dry_run(db, self._doors, caller, request, seen)
+                lambda db: entries.dry_run(db, self._doors, caller, request, seen, others)
             )
         finally:
             files.close_all(opened)
@@ -169,9 +173,12 @@ class Requests:
     ) -> Begun:
         seen = [one.seen for one in opened]
         stored = replace(caller, unique_name=self._departures.stored(caller.unique_name))
+        others = await self._foreign.sets()
         reach(Point.BEGIN_BEFORE)
         begun = await self._doors.store.write(
-            lambda db: entries.begin_acquire(db, self._doors, stored, request, seen, launching)
+            lambda db: entries.begin_acquire(
+                db, self._doors, stored, request, seen, launching, others
+            )
         )
         reach(Point.BEGIN_AFTER)
         return begun

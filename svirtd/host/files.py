@@ -231,7 +231,7 @@ def find(path: str, identity: Identity) -> int:
 
     Raises Missing, Replaced, or OSError.
     """
-    with _held(path, identity) as through:
+    with holding(path, identity) as through:
         return os.open(through, os.O_RDONLY | _QUIET)
 
 
@@ -241,13 +241,16 @@ def label_of(kernel: Kernel, path: str, identity: Identity) -> str | None:
     It is not opened for that: a label can be read that keeps the daemon from the object. Raises
     Missing, Replaced, NoLabels, or OSError.
     """
-    with _held(path, identity) as through:
+    with holding(path, identity) as through:
         return kernel.read_label(through)
 
 
 @contextlib.contextmanager
-def _held(path: str, identity: Identity) -> Iterator[str]:
-    """Hold the object of the book, and name it by a path that leads to nothing else meanwhile."""
+def holding(path: str, identity: Identity) -> Iterator[str]:
+    """Hold the object of the book, and name it by a path that leads to nothing else meanwhile.
+
+    Raises Missing, Replaced, or OSError.
+    """
     try:
         held = os.open(path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError) as error:

@@ -27,6 +27,8 @@ _CONTENT: Final = "system_u:object_r:virt_content_t:s0"
 
 # SELINUX_AVD_FLAGS_PERMISSIVE, which the binding does not have.
 _PERMISSIVE_DOMAIN: Final = 0x1
+# As large as the kernel makes any of its attributes in /proc.
+_LABEL_BYTES: Final = 4096
 _NO_LABELS: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -168,9 +170,22 @@ class Kernel:
 
         Raises NoLabels or OSError.
         """
+        return self._label(fd, follow=True)
+
+    def label_at(self, path: str) -> str | None:
+        """Return the label of what is at a path, a link itself included: for reports, since what
+        is there can change. Raises NoLabels or OSError."""
+        return self._label(path, follow=False)
+
+    def _label(self, what: int | str, *, follow: bool) -> str | None:
         try:
             reach(Point.LABEL_READ)
-            raw = os.getxattr(fd, XATTR)
+            # A descriptor is its object, and takes no word on links.
+            raw = (
+                os.getxattr(what, XATTR)
+                if follow
+                else os.getxattr(what, XATTR, follow_symlinks=False)
+            )
         except OSError as error:
             if error.errno == errno.ENODATA:
                 return None
@@ -190,8 +205,12 @@ class Kernel:
     def process_label(self, pid: int) -> str:
         """Return the label of a process; empty where the kernel has none. Raises OSError."""
         try:
-            with open(f"/proc/{pid}/attr/current", "rb") as file:
-                return file.read().rstrip(b"\0\n").decode("utf-8", "backslashreplace")
+            # Not open(): all processes of the host are asked before a set is drawn.
+            fd = os.open(f"/proc/{pid}/attr/current", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                return os.read(fd, _LABEL_BYTES).rstrip(b"\0\n").decode("utf-8", "backslashreplace")
+            finally:
+                os.close(fd)
         except OSError as error:
             # No security module shows this as EINVAL; a process without the file has ended.
             if error.errno == errno.EINVAL:

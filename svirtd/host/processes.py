@@ -3,18 +3,29 @@
 
 import os
 
+from svirtd.core.model import Process
 from svirtd.host.kernel import Kernel
 
 
-def under(kernel: Kernel, context: str) -> list[int]:
-    """Return the processes that run under exactly this context, lowest first."""
+def labelled(kernel: Kernel) -> list[Process]:
+    """Return every process with its context, lowest first; those that svirtd may not see are not
+    in it. Empty without SELinux.
+
+    The policy lets svirtd see all domains that are kept apart by categories.
+    """
+    if not kernel.enabled():
+        return []
     found = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         try:
-            if kernel.process_label(int(entry)) == context:
-                found.append(int(entry))
+            found.append(Process(int(entry), kernel.process_label(int(entry))))
         except OSError:
-            continue  # it ended while we looked
-    return sorted(found)
+            continue  # it ended while we looked, or is none of those
+    return sorted(found, key=lambda one: one.pid)
+
+
+def under(kernel: Kernel, context: str) -> list[int]:
+    """Return the processes that run under exactly this context, lowest first."""
+    return [one.pid for one in labelled(kernel) if one.context == context]

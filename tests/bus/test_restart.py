@@ -63,11 +63,9 @@ def test_a_pair_that_left_quarantine_does_not_come_back_as_an_original(
     assert "of a VM, of today or of an earlier one" in refused.text
     own_daemon.stop()
     own_daemon.start()
-    assert label(disk) == held
-    assert client.manager()["PairsQuarantined"] == 1
-    os.removexattr(disk, "security.selinux")
-    own_daemon.stop()
-    own_daemon.start()
+    # Found again, it has the label that it had before the first VM.
+    assert held is not None
+    assert label(disk) is None
     assert client.manager()["PairsQuarantined"] == 0
 
 

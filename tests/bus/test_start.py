@@ -70,7 +70,7 @@ def starter(sandbox: Sandbox, client: Client, tmp_path: Path) -> Starter:
 @pytest.mark.parametrize(
     ("text", "rest"),
     [
-        ("[selinx]\n", "[selinx]: unknown section; expected one of [labels], "),
+        ("[selinx]\n", "[selinx]: unknown section; expected one of [drift], [labels], "),
         ("[launch]\nprivate = 'c0'\n", "[launch] private: unknown key; expected one of answer-"),
         ("[selinux]\nrequire = 'maybe'\n", "[selinux] require: 'maybe' cannot be used; expected"),
         ("[labels]\nprivate = 'c0.c800'\n", "[labels] private, groups, reserved, private-size: "),

@@ -10,7 +10,7 @@ import pytest
 
 from svirtd.api import contract
 from tests.attack import DENIED, nothing_changes
-from tests.support import MANAGER, NAME, PROPERTIES, ROOT, VM, Client, Daemon, image
+from tests.support import JOB, MANAGER, NAME, PROPERTIES, ROOT, VM, Client, Daemon, image
 
 NOBODY = 65534
 PEER = "org.freedesktop.DBus.Peer"
@@ -30,8 +30,10 @@ ARGUMENTS = {
     (MANAGER, "GetVMByPID"): ["uint32 1"],
     (MANAGER, "ListVMs"): [],
     (MANAGER, "FindOwners"): ["'{disk}'"],
+    (MANAGER, "Verify"): ["true", "@a{sv} {}"],
     (VM, "Release"): ["@a{sv} {}"],
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
+    (JOB, "Cancel"): ["@a{sv} {}"],
     (PROPERTIES, "Get"): ["'{interface}'", "'Name'"],
     (PROPERTIES, "GetAll"): ["'{interface}'"],
     (PROPERTIES, "Set"): ["'{interface}'", "'Name'", "<'x'>"],
@@ -80,6 +82,7 @@ def test_denied(client: Client, disk: Path, tmp_path: Path, interface: str, memb
 
     places = {
         VM: [EXISTING, MISSING],
+        JOB: ["/org/svirt1/job/1"],
         PROPERTIES: [ROOT, EXISTING, MISSING],
     }.get(interface, [ROOT])
     with nothing_changes(client, tmp_path):

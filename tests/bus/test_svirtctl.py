@@ -394,8 +394,10 @@ def test_monitor(ctl: Ctl, client: Client, tmp_path: Path) -> None:
         return all(has_output(one) for one in (text, lines))
 
     wait_for("both monitors listen", heard)
+    client.listen()
     client.acquire("web", disk)
     set_label(disk, "u:r:changed_t:s0")
+    wait_for("the watch tells of it", lambda: client.seen("DriftFound"))
     # Anybody may send us a signal directly, or under the same name from another connection.
     fake = ["busctl", "emit", "/org/svirt1", "org.svirt1.Manager", "VMAdded", "so"]
     subprocess.run([*fake, "fake", "/org/svirt1/vm/fake"], check=True)
@@ -407,14 +409,16 @@ def test_monitor(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     assert [one["event"] for one in mine] == [
         "InterfacesAdded",
         "VMAdded",
+        "DriftFound",
         "PropertiesChanged",
         "DriftFound",
         "InterfacesRemoved",
         "VMRemoved",
     ]
     assert mine[1]["name"] == "web"
-    assert mine[2]["changed"] == {"state": "releasing"}
-    assert mine[3]["finding"]["found"] == "u:r:changed_t:s0"
+    assert mine[2]["finding"]["found"] == "u:r:changed_t:s0"
+    assert mine[3]["changed"] == {"state": "releasing"}
+    assert mine[4]["finding"]["found"] == "u:r:changed_t:s0"
     assert "fake" not in json.dumps(events)
     code, out, err = interrupted(lines)
     assert (code, out, err) == (0, "", "")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
-from svirtd.api import contract, objects, wire
+from svirtd.api import answers, contract, objects
 from svirtd.api.objects import Call, Objects, Reply
 from tests.contract import sources
 
@@ -14,6 +14,7 @@ from tests.contract import sources
 _CONSTANTS: Final = {
     "MANAGER": contract.MANAGER,
     "VM": contract.VM,
+    "JOB": contract.JOB,
     "PROPERTIES": contract.PROPERTIES,
     "OBJECT_MANAGER": contract.OBJECT_MANAGER,
 }
@@ -22,7 +23,7 @@ _CONSTANTS: Final = {
 def _handlers() -> dict[tuple[str, str], Any]:
     # The table is made without asking anything of what the handlers will work with.
     nothing = cast("Any", None)
-    return dict(Objects(nothing, nothing, nothing, []).handlers())
+    return dict(Objects(nothing, nothing, nothing, nothing, nothing).handlers())
 
 
 def _calls(name: str) -> Iterator[ast.Call]:
@@ -69,10 +70,15 @@ def test_every_signal_is_sent_as_the_contract_says() -> None:
 
 
 def test_vm_properties_are_those_of_the_contract() -> None:
-    answered = {name: signature for name, (signature, _) in wire.VM_PROPERTIES.items()}
+    answered = {name: signature for name, (signature, _) in answers.VM_PROPERTIES.items()}
     # Made from what the VM holds, not from the VM.
     answered["Resources"] = "aa{sv}"
     assert answered == _properties(contract.VM)
+
+
+def test_job_properties_are_those_of_the_contract() -> None:
+    answered = {name: signature for name, (signature, _) in answers.JOB_PROPERTIES.items()}
+    assert answered == _properties(contract.JOB)
 
 
 def test_manager_properties_are_those_of_the_contract() -> None:
@@ -115,6 +121,6 @@ def _properties(interface: str) -> dict[str, str]:
 
 def test_objects_have_the_interfaces_that_the_contract_has() -> None:
     every = set()
-    for path in (contract.ROOT, f"{contract.VM_FOLDER}/a", "/"):
+    for path in (contract.ROOT, f"{contract.VM_FOLDER}/a", f"{contract.JOB_FOLDER}/1", "/"):
         every |= set(contract.interfaces_of(path))
     assert every == set(sources.interfaces())

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from svirtd.api import wire
+from svirtd.core.model import FindingKind
 from svirtd.errors import InvalidArgs, bus_errors
 from svirtd.host.bus import Variant
 from svirtd.host.journal import MessageId
@@ -21,6 +22,8 @@ _SECTIONS: Final = {
     (f"{sources.NAME}.Manager", "property"): ("MANAGER OBJECT", "Properties"),
     (f"{sources.NAME}.VM", "method"): ("VM OBJECT", "Methods"),
     (f"{sources.NAME}.VM", "property"): ("VM OBJECT", "Properties"),
+    (f"{sources.NAME}.Job", "method"): ("JOB OBJECT", "Methods"),
+    (f"{sources.NAME}.Job", "property"): ("JOB OBJECT", "Properties"),
 }
 _ARROW: Final = r" No \(-> Fa "
 # Keys that are read only to be refused by this version; the page names them in the text.
@@ -96,6 +99,12 @@ def test_errors_are_those_of_the_daemon() -> None:
     named = re.findall(r"^\.It Er (\S+)$", text, re.M)
     assert len(named) == len(set(named))
     assert set(named) == set(bus_errors())
+
+
+def test_kinds_of_findings_are_those_of_the_daemon() -> None:
+    text = sources.section(sources.page("org.svirt1.5"), "FINDINGS")
+    named = re.findall(r"^\.It Ql (.*)$", text, re.M)
+    assert sorted(" , ".join(named).split(" , ")) == sorted(FindingKind)
 
 
 def test_resource_keys_are_those_that_are_read() -> None:

@@ -121,6 +121,8 @@ def _other(section: str, key: str) -> str:
         "reserved": '"c5"',
         "slice": '"other.slice"',
         "relabel-from": '["other_t"]',
+        "repair": "false",
+        "interval": "60",
     }
     if (section, key) in _FROM_POLICY:
         return '"other_u:other_r:other_t:s0"'

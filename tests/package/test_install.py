@@ -36,6 +36,7 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/bin/svirtd",
         "usr/lib/systemd/system/svirtd.service",
         "usr/share/dbus-1/interfaces/org.svirt1.Manager.xml",
+        "usr/share/dbus-1/interfaces/org.svirt1.Job.xml",
         "usr/share/dbus-1/interfaces/org.svirt1.VM.xml",
         "usr/share/dbus-1/system-services/org.svirt1.service",
         "usr/share/dbus-1/system.d/org.svirt1.conf",

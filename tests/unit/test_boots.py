@@ -12,6 +12,8 @@ from svirtd.book.store import Database, Store
 from svirtd.core.devices import Known
 from svirtd.core.model import Identity
 
+QUARANTINE = "INSERT INTO quarantine(id, rank, vm_name, dev, ino, path, label, reason, since_us)"
+
 
 @pytest.fixture
 def db(tmp_path: Path) -> Iterator[Database]:
@@ -35,10 +37,10 @@ def db(tmp_path: Path) -> Iterator[Database]:
             [rank, rank, json.dumps([[dev, 13, f"/{dev}/step", None, f"label{rank}"]])],
         )
         db.execute(
-            "INSERT INTO quarantine VALUES (?, ?, 'gone', ?, 14, ?, ?, 'moved', 0)",
+            f"{QUARANTINE} VALUES (?, ?, 'gone', ?, 14, ?, ?, 'moved', 0)",
             [rank, rank, dev, f"/{dev}/suspect", f"label{rank}"],
         )
-    db.execute("INSERT INTO quarantine VALUES (9, 3, 'gone', 0, 77, '/proc/77', 'p', 'runs', 0)")
+    db.execute(f"{QUARANTINE} VALUES (9, 3, 'gone', 0, 77, '/proc/77', 'p', 'runs', 0)")
     yield db
     db.close()
 

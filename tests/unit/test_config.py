@@ -124,6 +124,9 @@ slice = "vm.slice"
 start-timeout = 1
 stop-timeout = 3600
 answer-timeout = 2
+[drift]
+repair = false
+interval = 10
 [limits]
 vms = 1
 resources = 2
@@ -154,6 +157,8 @@ def test_every_key_has_its_place(file: Path) -> None:
         start_timeout_s=1,
         stop_timeout_s=3600,
         answer_timeout_s=2,
+        drift_repair=False,
+        drift_interval_s=10,
         limits=Limits(1, 2, 3, 4, 5, 6),
     )
     assert read.shape.private == tuple(range(1, 9))
@@ -197,6 +202,8 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         stop_timeout_s=new.stop_timeout_s,
         answer_timeout_s=new.answer_timeout_s,
         slice=new.slice,
+        drift_repair=new.drift_repair,
+        drift_interval_s=new.drift_interval_s,
         limits=new.limits,
     )
     assert set(waiting) == {f.name for f in fields(Config)} - {
@@ -205,6 +212,8 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         "stop_timeout_s",
         "answer_timeout_s",
         "slice",
+        "drift_repair",
+        "drift_interval_s",
         "limits",
     }
     assert config.reload_changes(old, old) == (old, [])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svirtd.api import contract, wire
+from svirtd.api import answers, contract, wire
 from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
@@ -120,7 +120,7 @@ HOLD = Hold(VM_.id, VM_.name, Identity(1, 2), "/a.img", Access.PUBLIC, "new", No
 
 
 def test_properties_are_those_of_the_contract() -> None:
-    found = wire.vm_properties(VM_, [HOLD])
+    found = answers.vm_properties(VM_, [HOLD])
     parsed = contract.load()[contract.VM].properties
     assert {name: variant.signature for name, variant in found.items()} == parsed
     assert found["State"] == Variant("s", "running")
@@ -136,18 +136,18 @@ def test_properties_are_those_of_the_contract() -> None:
 
 def test_an_original_that_is_not_known_is_left_out() -> None:
     unknown = replace(HOLD, original_known=False)
-    (found,) = wire.vm_properties(VM_, [unknown])["Resources"].value
+    (found,) = answers.vm_properties(VM_, [unknown])["Resources"].value
     assert set(found) == {"path", "access", "context"}
 
 
 def test_changes_are_what_differs_and_nothing_else() -> None:
     same = (VM_, [HOLD])
-    assert wire.vm_changes(same, same) == {}
-    assert wire.vm_changes(same, (replace(VM_, state=State.FAILED, reason="why"), [HOLD])) == {
+    assert answers.vm_changes(same, same) == {}
+    assert answers.vm_changes(same, (replace(VM_, state=State.FAILED, reason="why"), [HOLD])) == {
         "State": Variant("s", "failed"),
         "StateReason": Variant("s", "why"),
     }
-    assert wire.vm_changes(same, (VM_, []))["Resources"] == Variant("aa{sv}", [])
+    assert answers.vm_changes(same, (VM_, []))["Resources"] == Variant("aa{sv}", [])
 
 
 def test_no_field_of_a_vm_is_forgotten() -> None:
@@ -158,5 +158,5 @@ def test_no_field_of_a_vm_is_forgotten() -> None:
         changes: dict[type, Any] = {bool: not old, int: 12345, str: "other", State: State.FAILED,
                    Lifetime: Lifetime.CALLER}  # fmt: skip
         after = replace(VM_, **{field.name: changes[type(old)]})
-        changed = wire.vm_changes((VM_, []), (after, []))
+        changed = answers.vm_changes((VM_, []), (after, []))
         assert (len(changed) == 0) == (field.name in hidden), field.name

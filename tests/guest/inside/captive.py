@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,35 @@ def write(path: str) -> int:
         return os.write(fd, b"taken")
     finally:
         os.close(fd)
+
+
+def work(path: str, seconds: float) -> dict[str, float]:
+    """Write and read a file through one descriptor, without a pause, for this long.
+
+    Returns how often that worked, how often it was denied in a row (a cut), the longest cut in
+    milliseconds, and how often it worked after the last one.
+    """
+    done = cuts = after = 0
+    longest_s = since = 0.0
+    fd = os.open(path, os.O_RDWR)
+    try:
+        end = time.monotonic() + seconds
+        while (now := time.monotonic()) < end:
+            try:
+                os.pwrite(fd, b"work", 0)
+                os.pread(fd, 4, 0)
+            except PermissionError:
+                if not since:
+                    since, after = now, 0
+                    cuts += 1
+                continue
+            if since:
+                longest_s, since = max(longest_s, now - since), 0.0
+            done += 1
+            after += 1
+    finally:
+        os.close(fd)
+    return {"done": done, "cuts": cuts, "longest_ms": round(longest_s * 1000, 1), "after": after}
 
 
 def attach(pid: int) -> int:

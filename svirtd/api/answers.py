@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Results to D-Bus values, as the contract words them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from svirtd.core.model import VM, Finding, Hold, JobView
+from svirtd.core.plan import Plan
+from svirtd.host.bus import Variant
+
+VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
+    "Name": ("s", lambda vm: vm.name),
+    "Id": ("s", lambda vm: vm.id),
+    "UUID": ("s", lambda vm: vm.uuid),
+    "Owner": ("u", lambda vm: vm.owner_uid),
+    "State": ("s", lambda vm: vm.state.value),
+    "StateReason": ("s", lambda vm: vm.reason),
+    "Goal": ("s", lambda vm: vm.goal),
+    "Groups": ("as", lambda _: []),
+    "Unit": ("s", lambda vm: vm.unit),
+    "MainPID": ("u", lambda vm: vm.main_pid),
+    "ProcessContext": ("s", lambda vm: vm.process_context),
+    "ImageContext": ("s", lambda vm: vm.image_context),
+    "Categories": ("s", lambda vm: vm.categories),
+    "RuntimeDirectory": ("s", lambda vm: vm.runtime_dir),
+    "Persistent": ("b", lambda vm: vm.persistent),
+    "CreatedAt": ("t", lambda vm: vm.created_us),
+}
+
+
+def vm_properties(vm: VM, holds: Sequence[Hold]) -> dict[str, Variant]:
+    """Return every property of org.svirt1.VM."""
+    values = {name: Variant(sig, get(vm)) for name, (sig, get) in VM_PROPERTIES.items()}
+    values["Resources"] = Variant("aa{sv}", [_hold(hold) for hold in holds])
+    return values
+
+
+def vm_changes(
+    before: tuple[VM, Sequence[Hold]], after: tuple[VM, Sequence[Hold]]
+) -> dict[str, Variant]:
+    """Return the properties whose values differ."""
+    changed = {
+        name: Variant(sig, get(after[0]))
+        for name, (sig, get) in VM_PROPERTIES.items()
+        if get(before[0]) != get(after[0])
+    }
+    if tuple(before[1]) != tuple(after[1]):
+        changed["Resources"] = Variant("aa{sv}", [_hold(hold) for hold in after[1]])
+    return changed
+
+
+def _hold(hold: Hold) -> dict[str, Variant]:
+    shown = {
+        "path": Variant("s", hold.path),
+        "access": Variant("s", hold.access.value),
+        "context": Variant("s", hold.label),
+    }
+    if hold.original_known:
+        shown["original"] = Variant("s", hold.original or "")
+    return shown
+
+
+def plan_steps(plan: Plan) -> list[dict[str, Variant]]:
+    """Return a plan as Plan answers it."""
+    steps = []
+    for decision in plan.decisions:
+        step = {
+            "path": Variant("s", decision.seen.path),
+            "access": Variant("s", decision.seen.access.value),
+            "from": Variant("s", decision.seen.label or ""),
+            "to": Variant("s", decision.target),
+        }
+        if decision.refusal is not None:
+            step["error"] = Variant("s", decision.refusal.name)
+            step["reason"] = Variant("s", decision.refusal.text)
+        steps.append(step)
+    return steps
+
+
+def owner(vm: VM, hold: Hold | None, path: str) -> dict[str, Variant]:
+    """Return one owner as FindOwners answers it; `path` is the VM's object."""
+    found = {
+        "vm": Variant("s", vm.name),
+        "object": Variant("o", path),
+        "state": Variant("s", vm.state.value),
+    }
+    if hold is not None:
+        found["path"] = Variant("s", hold.path)
+        found["access"] = Variant("s", hold.access.value)
+    return found
+
+
+def finding(one: Finding) -> dict[str, Variant]:
+    """Return a finding as DriftFound carries it."""
+    return {
+        "kind": Variant("s", one.kind),
+        "vm": Variant("s", one.vm_name),
+        "path": Variant("s", one.path),
+        "expected": Variant("s", one.expected),
+        "found": Variant("s", one.found),
+        "reason": Variant("s", one.reason),
+        "repair": Variant("s", one.repair),
+        "repaired": Variant("b", one.repaired),
+    }
+
+
+# Property of org.svirt1.Job → its signature, and where the value comes from.
+JOB_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[JobView], object]]]] = {
+    "Id": ("u", lambda job: job.id),
+    "Kind": ("s", lambda job: job.kind),
+    "Owner": ("u", lambda job: job.owner_uid),
+    "State": ("s", lambda job: job.state.value),
+    "Progress": ("d", lambda job: job.progress),
+    "Error": ("(ss)", lambda job: list(job.error)),
+}
+
+
+def job_properties(job: JobView) -> dict[str, Variant]:
+    """Return every property of org.svirt1.Job."""
+    return {name: Variant(sig, get(job)) for name, (sig, get) in JOB_PROPERTIES.items()}

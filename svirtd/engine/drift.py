@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One held object against the book: look, tell, and put its label back where that is wanted."""
+
+import enum
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from svirtd.book import ledger, registry
+from svirtd.book.store import Database
+from svirtd.core import drift
+from svirtd.core.model import VM, Finding, Hold, Identity, Look, State, Step
+from svirtd.engine import apply
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Events
+from svirtd.engine.operations import Operations
+from svirtd.host import processes
+
+# Somebody who sets a label again and again means it, or is broken: no fight without an end.
+_REPAIRS_MAX: Final = 5
+_REPAIRS_WITHIN_S: Final = 60.0
+_IN_USE: Final = (State.LABELLED, State.RUNNING)
+
+
+class Repair(enum.Enum):
+    """Whose labels a look may put back."""
+
+    NONE = "none"
+    AUTOMATIC = "automatic"
+    """Those of VMs that run, if the configuration says so."""
+    START = "start"
+    """As AUTOMATIC, and those that are what they were before the VM had them: a label that had not
+    reached the disk when the power went."""
+    ASKED = "asked"
+    """Those of every VM."""
+
+
+class Drift:
+    """The one place where a label that somebody else changed is put back."""
+
+    def __init__(self, doors: Doors, operations: Operations, events: Events) -> None:
+        self._doors = doors
+        self._operations = operations
+        self._events = events
+        self._told: dict[Identity, list[Finding]] = {}
+        self._repairs: dict[Identity, deque[float]] = {}
+
+    async def check(self, identity: Identity, repair: Repair) -> list[Finding]:
+        """Return what is wrong with an object that VMs hold, after the repair.
+
+        What was not told before is told to everybody: DriftFound, and a record.
+        """
+        # Under the object's lock nobody labels it, and whoever holds it now holds it on.
+        async with self._operations.objects.hold(identity):
+            # In the writers' queue: behind the closing entry that nobody waited for.
+            held = await self._doors.store.write(lambda db: _in_use(db, identity), durable=False)
+            findings = await self._judge(identity, held, repair) if held else []
+        self._tell(identity, findings)
+        return findings
+
+    async def _judge(
+        self, identity: Identity, held: Sequence[tuple[VM, Hold]], repair: Repair
+    ) -> list[Finding]:
+        doors = self._doors
+        hold = held[0][1]  # a shared object has one label
+        seen = await doors.in_file_thread(apply.look, doors.kernel, hold.path, identity)
+        finding = drift.judge(hold, seen, doors.rules)
+        if finding is None:
+            return []
+        if drift.may_put_back(finding) and await self._wanted(held, seen, repair):
+            finding = await self._put_back(identity, hold, seen, finding, repair)
+        return [replace(finding, vm_name=vm.name, path=one.path) for vm, one in held]
+
+    async def _wanted(self, held: Sequence[tuple[VM, Hold]], seen: Look, repair: Repair) -> bool:
+        match repair:
+            case Repair.NONE:
+                return False
+            case Repair.ASKED:
+                return True
+            case Repair.START | Repair.AUTOMATIC:
+                if repair is Repair.START and seen.label == held[0][1].original:
+                    return True
+                if not self._doors.config.drift_repair:
+                    return False
+                return any([await self._runs(vm) for vm, _ in held])
+
+    async def _runs(self, vm: VM) -> bool:
+        """Say whether processes run under a VM's label, whoever started them."""
+        if vm.state is State.RUNNING:
+            return True
+        doors = self._doors
+        return bool(await doors.in_file_thread(processes.under, doors.kernel, vm.process_context))
+
+    async def _put_back(
+        self, identity: Identity, hold: Hold, seen: Look, finding: Finding, repair: Repair
+    ) -> Finding:
+        if repair is not Repair.ASKED and self._too_often(identity):
+            return replace(
+                finding,
+                repair=f"nothing: it was put back {_REPAIRS_MAX} times within "
+                f"{_REPAIRS_WITHIN_S:.0f} s and changed again; look who does that, then run "
+                "svirtctl verify --repair",
+            )
+        doors = self._doors
+        # Only from what was seen: what somebody set since is another matter, and another look.
+        step = Step(identity, hold.path, old=seen.label, new=hold.label)
+        (outcome,) = await doors.in_file_thread(
+            lambda: apply.take_found(doors.kernel, [step], durable=True)
+        )
+        if outcome.fate is apply.Fate.DONE:
+            return replace(finding, repaired=True)
+        return replace(finding, repair=f"failed: {outcome.reason}")
+
+    def _too_often(self, identity: Identity) -> bool:
+        now = time.monotonic()
+        since = now - _REPAIRS_WITHIN_S
+        self._repairs = {who: when for who, when in self._repairs.items() if when[-1] > since}
+        times = self._repairs.setdefault(identity, deque(maxlen=_REPAIRS_MAX))
+        if len(times) == _REPAIRS_MAX and times[0] > since:
+            return True
+        times.append(now)
+        return False
+
+    def _tell(self, identity: Identity, findings: list[Finding]) -> None:
+        told = self._told.pop(identity, [])
+        self._events.drift([one for one in findings if one.repaired or one not in told])
+        open_findings = [one for one in findings if not one.repaired]
+        if open_findings:
+            self._told[identity] = open_findings
+
+
+def _in_use(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
+    """Return who holds an object whose labels should stand: no operation on that VM is open."""
+    return [
+        (vm, hold)
+        for vm, hold in registry.holders_of(db, identity)
+        if vm.state in _IN_USE and not ledger.is_open(db, vm)
+    ]

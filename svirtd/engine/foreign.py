@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which category sets others on this host use at this moment."""
+
+import asyncio
+
+from svirtd.core import foreign
+from svirtd.core.model import Process
+from svirtd.engine.doors import Doors
+from svirtd.host import processes
+
+
+class Foreign:
+    """Looks at the processes of the host. Who asks at the same time shares one look."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+        self._private = frozenset(doors.shape.private)
+        self._one = asyncio.Lock()
+        self._next: asyncio.Future[list[Process]] | None = None
+
+    async def sets(self) -> frozenset[frozenset[int]]:
+        """Return the category sets that processes run under, those of svirtd's own VMs among them.
+
+        Never from memory: a set that libvirt gave a moment ago must not be handed out.
+        """
+        if not self._doors.kernel.enabled():
+            return frozenset()
+        return foreign.sets(await self.processes(), self._private)
+
+    async def processes(self) -> list[Process]:
+        """Return the host's processes with their labels, from a look that began after the call."""
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._look())
+        # Shielded: another may wait for the same look.
+        return await asyncio.shield(self._next)
+
+    async def _look(self) -> list[Process]:
+        async with self._one:
+            # Begins now: who asks from here on must wait for the one after.
+            self._next = None
+            doors = self._doors
+            return await doors.in_file_thread(processes.labelled, doors.kernel)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Work that takes long enough to be watched, and to be given up."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Final
+
+from svirtd.core.model import Caller, JobState, JobView
+from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.events import Events
+from svirtd.errors import Cancelled, SvirtError, UnknownObject
+
+# A signal for each step would be more work than the steps.
+_TELL_EVERY_S: Final = 0.2
+
+
+class Job:
+    """A job under way. `advance` and `cancelled` may be used from any thread."""
+
+    def __init__(self, view: JobView) -> None:
+        self.view = view
+        self._progress = view.progress
+        self._cancel = threading.Event()
+        self.told_s = time.monotonic()
+
+    def advance(self, progress: float) -> None:
+        """Say how much of the work is done, 0 to 1."""
+        self._progress = max(self._progress, min(progress, 1.0))
+
+    def cancel(self) -> None:
+        """Ask the work to stop where it is."""
+        self._cancel.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody asked the work to stop."""
+        return self._cancel.is_set()
+
+    def refuse_cancelled(self) -> None:
+        """Raise Cancelled if somebody asked the work to stop."""
+        if self.cancelled:
+            raise Cancelled("the job was cancelled; what it had done by then stays done")
+
+    def moved(self) -> JobView:
+        """Return the job with the progress that was made."""
+        self.view = replace(self.view, progress=self._progress)
+        return self.view
+
+
+class Jobs:
+    """The jobs under way, by number. Numbers are not used again in one run of the daemon."""
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._jobs: dict[int, Job] = {}
+        self._last = 0
+
+    @contextlib.contextmanager
+    def running(self, kind: str, caller: Caller) -> Iterator[Job]:
+        """Have a job for as long as the block runs; how it ends is the job's result."""
+        self._last += 1
+        job = Job(JobView(self._last, kind, caller.uid, JobState.RUNNING, 0.0, ("", "")))
+        self._jobs[self._last] = job
+        self._events.job_new(job.view)
+        state, error = JobState.FAILED, ("", "")
+        try:
+            yield job
+            state = JobState.DONE
+        except Cancelled as reason:
+            state, error = JobState.CANCELLED, (reason.name, reason.text)
+            raise
+        except SvirtError as reason:
+            error = (reason.name, reason.text)
+            raise
+        finally:
+            del self._jobs[job.view.id]
+            self._events.job_removed(replace(job.moved(), state=state, error=error))
+
+    def tell(self, job: Job) -> None:
+        """Tell of the progress that was made, if there is some."""
+        now = time.monotonic()
+        if now - job.told_s < _TELL_EVERY_S:
+            return
+        before, job.told_s = job.view, now
+        if job.moved() != before:
+            self._events.job_changed(before, job.view)
+
+    def cancel(self, caller: Caller, number: int) -> None:
+        """Ask a job to stop. Raises UnknownObject if it is not under way (any more)."""
+        authorize(caller, Action.VERIFY)
+        self._get(number).cancel()
+
+    def view(self, caller: Caller, number: int) -> JobView:
+        """Return a job that is under way. Raises UnknownObject."""
+        authorize(caller, Action.READ)
+        return self._get(number).view
+
+    def _get(self, number: int) -> Job:
+        job = self._jobs.get(number)
+        if job is None:
+            raise UnknownObject(f"there is no job {number}; it has ended")
+        return job
+
+    def all(self) -> list[JobView]:
+        """Return every job under way, oldest first."""
+        return [job.view for job in self._jobs.values()]

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Objects that may still carry the set of a VM that is gone, and keep it out of the pool."""
+
+import functools
+from dataclasses import replace
+
+from svirtd.book import pool
+from svirtd.book.pool import Suspect
+from svirtd.book.store import Database
+from svirtd.core.model import Finding, FindingKind, Step
+from svirtd.core.pool import RankTaken
+from svirtd.engine import apply
+from svirtd.engine.doors import Doors
+from svirtd.engine.renumber import find_devices
+from svirtd.host import processes
+from svirtd.host.journal import MessageId
+from svirtd.host.trees import Labelled
+
+# How many quarantined objects one pass looks at.
+_AT_ONCE = 1000
+_PROCESS = "/proc/"
+_SETS_MAX = 1024
+
+
+class Quarantine:
+    """Lets sets back into the pool whose every suspect is seen clean, and finds new suspects."""
+
+    def __init__(self, doors: Doors) -> None:
+        self._doors = doors
+
+    async def recheck(self, *, restore: bool) -> list[Finding]:
+        """Look at every suspect, and return what is kept out of the pool, and why.
+
+        `restore`: a file that is back where it was, with exactly the label that svirtd gave it,
+        gets its original; that finishes the release which did not find it.
+        """
+        await find_devices(self._doors, rebooted=False)
+        store, findings = self._doors.store, []
+        for suspect in await store.read(lambda db: pool.suspects(db, _AT_ONCE)):
+            if not await self._clean(suspect, restore=restore):
+                findings.append(await self._doors.in_file_thread(self._finding, suspect))
+        return findings
+
+    async def found_at(self, suspect: Suspect, path: str, *, repair: bool) -> Finding | None:
+        """Return the finding for a suspect that was seen at another path than the book has.
+
+        `repair` gives it its original there; None if it is clean then.
+        """
+        if path != suspect.path:
+            suspect = replace(suspect, path=path)
+            moved = functools.partial(pool.suspect_moved, suspect=suspect)
+            await self._doors.store.write(moved, durable=False)
+        if await self._clean(suspect, restore=repair):
+            return None
+        return await self._doors.in_file_thread(self._finding, suspect)
+
+    async def keep(self, found: Labelled, categories: frozenset[int]) -> bool:
+        """Keep the sets that a file of no VM carries out of the pool as long as it does."""
+
+        def work(db: Database) -> bool:
+            try:
+                ranks = self._doors.shape.ranks_within(categories, _SETS_MAX)
+            except ValueError:
+                return False
+            kept = False
+            for rank in ranks:
+                try:
+                    pool.claim(db, self._doors.permutation, rank)
+                except RankTaken:
+                    continue
+                reason = "a file of no VM carries it"
+                pool.suspect(
+                    db,
+                    rank,
+                    [Suspect(0, rank, "", found.identity, found.path, found.label, reason)],
+                )
+                pool.retire(db, rank)
+                kept = True
+            return kept
+
+        return await self._doors.store.write(work)
+
+    async def _clean(self, suspect: Suspect, *, restore: bool) -> bool:
+        doors = self._doors
+        if not await doors.in_file_thread(self._is_clean, suspect):
+            if not restore or not suspect.restorable:
+                return False
+            if not await doors.in_file_thread(self._give_back, suspect):
+                return False
+            doors.journal.record(
+                MessageId.RECOVERED,
+                f"{suspect.path} was found with the label of VM {suspect.vm_name}, which is gone, "
+                f"and has its original one back: {suspect.original or '(none)'}",
+                SVIRT_VM=suspect.vm_name,
+                SVIRT_PATH=suspect.path,
+            )
+        await doors.store.write(functools.partial(pool.seen_clean, suspect=suspect), durable=False)
+        return True
+
+    def _is_clean(self, suspect: Suspect) -> bool:
+        kernel = self._doors.kernel
+        if suspect.path.startswith(_PROCESS):
+            return not processes.under(kernel, suspect.label)
+        pair = self._doors.shape.categories_of(suspect.rank)
+        return not apply.carries(kernel, suspect.path, suspect.identity, pair)
+
+    def _give_back(self, suspect: Suspect) -> bool:
+        step = Step(suspect.identity, suspect.path, old=suspect.label, new=suspect.original)
+        (outcome,) = apply.take_found(self._doors.kernel, [step], durable=True)
+        return outcome.fate is apply.Fate.DONE
+
+    def _finding(self, suspect: Suspect) -> Finding:
+        """Say what a suspect is today: a label that is seen is stale, else it may be there."""
+        repair = "nothing: bring the file back to its path; it is looked at again by itself"
+        if suspect.path.startswith(_PROCESS):
+            kind, found = FindingKind.STALE, suspect.label
+            repair = "nothing: end the process; its set comes free by itself"
+        else:
+            seen = apply.look(self._doors.kernel, suspect.path, suspect.identity)
+            kind, found = FindingKind.QUARANTINE, seen.label or ""
+            if seen.problem is None:
+                kind = FindingKind.STALE
+                repair = (
+                    f"gives it back its original label, {suspect.original or '(none)'}"
+                    if suspect.restorable and seen.label == suspect.label
+                    else "nothing: its original is not known; give it one (restorecon -F, chcon)"
+                )
+        return Finding(
+            kind=kind,
+            vm_name=suspect.vm_name,
+            path=suspect.path,
+            expected=suspect.original or "",
+            found=found,
+            reason=f"keeps the set of a VM that is gone out of the pool: {suspect.reason}",
+            repair=repair,
+        )

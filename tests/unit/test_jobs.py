@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Jobs: how they begin, move and end, and what is told of it."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from svirtd.core.model import Caller, JobState, JobView
+from svirtd.engine.events import Events, Listener
+from svirtd.engine.jobs import Jobs
+from svirtd.errors import AccessDenied, Cancelled, Failed, UnknownObject
+
+ROOT = Caller(":1.1", 0)
+
+
+class Told(Listener):
+    def __init__(self) -> None:
+        self.begun: list[JobView] = []
+        self.ended: list[JobView] = []
+
+    def job_new(self, job: JobView) -> None:
+        self.begun.append(job)
+
+    def job_removed(self, job: JobView) -> None:
+        self.ended.append(job)
+
+
+def run(error: Exception | None) -> tuple[Told, Jobs]:
+    async def work() -> tuple[Told, Jobs]:
+        events, told = Events(), Told()
+        events.listen(told)
+        jobs = Jobs(events)
+        expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
+        with expected, jobs.running("verify", ROOT) as job:
+            job.advance(0.5)
+            job.advance(0.25)
+            assert [one.id for one in jobs.all()] == [1]
+            if isinstance(error, Cancelled):
+                jobs.cancel(ROOT, 1)
+                job.refuse_cancelled()
+            elif error:
+                raise error
+        events.deliver()
+        return told, jobs
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "name"),
+    [
+        (None, JobState.DONE, ""),
+        (Failed("why"), JobState.FAILED, "org.svirt1.Error.Failed"),
+        (Cancelled("why"), JobState.CANCELLED, "org.svirt1.Error.Cancelled"),
+        (ValueError("a defect"), JobState.FAILED, ""),
+    ],
+)
+def test_how_it_ends(error: Exception | None, state: JobState, name: str) -> None:
+    told, jobs = run(error)
+    (new,), (removed,) = told.begun, told.ended
+    assert (new.state, new.progress) == (JobState.RUNNING, 0.0)
+    # Progress never goes back.
+    assert (removed.state, removed.progress, removed.error[0]) == (state, 0.5, name)
+    assert jobs.all() == []
+    with pytest.raises(UnknownObject):
+        jobs.cancel(ROOT, 1)
+
+
+def test_a_job_is_not_everybodys() -> None:
+    _, jobs = run(None)
+    stranger = Caller(":1.2", 1000)
+    for ask in (jobs.cancel, jobs.view):
+        with pytest.raises(AccessDenied):
+            ask(stranger, 1)
