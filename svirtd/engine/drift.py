@@ -60,6 +60,11 @@ class Drift:
         self._tell(identity, findings)
         return findings
 
+    def forget(self, identity: Identity) -> None:
+        """Keep nothing of an object that nobody holds any more."""
+        self._told.pop(identity, None)
+        self._repairs.pop(identity, None)
+
     async def _judge(
         self, identity: Identity, held: Sequence[tuple[VM, Hold]], repair: Repair
     ) -> list[Finding]:

@@ -6,12 +6,14 @@ the type customizable, and the kernel cuts the VMs off their disks at once.
 """
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from svirtd.book import registry
 from svirtd.book.store import Database
-from svirtd.core.model import VM, Hold, Identity, State
+from svirtd.core.model import VM, Hold, Identity, Look, State
+from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.events import Cause, Entry, Listener
@@ -33,7 +35,7 @@ class Watch(Listener):
         self._drift = drift
         self._watches = Watches()
         self._of: dict[str, tuple[Hold, ...]] = {}  # VM's Id to what it holds
-        self._paths: dict[Identity, dict[str, str]] = {}  # object to path, by VM's Id
+        self._holds: dict[Identity, dict[str, Hold]] = {}  # by object and VM's Id
         self._stale: set[Identity] = set()
         self._wake = asyncio.Event()
         self._looking: dict[Identity, bool] = {}  # True: look once more
@@ -52,8 +54,7 @@ class Watch(Listener):
                 await self._wake.wait()
                 self._wake.clear()
                 stale, self._stale = self._stale, set()
-                for identity in stale:
-                    await self._follow(identity)
+                await self._follow(stale)
         finally:
             loop.remove_reader(self._watches.fd)
             self._watches.close()
@@ -75,38 +76,48 @@ class Watch(Listener):
     def _set(self, vm: VM, holds: Iterable[Hold]) -> None:
         held = tuple(holds) if vm.state in _WATCHED else ()
         for hold in self._of.pop(vm.id, ()):
-            paths = self._paths.get(hold.identity, {})
-            paths.pop(vm.id, None)
-            if not paths:
-                self._paths.pop(hold.identity, None)
+            others = self._holds.get(hold.identity, {})
+            others.pop(vm.id, None)
+            if not others:
+                self._holds.pop(hold.identity, None)
             self._stale.add(hold.identity)
         if held:
             self._of[vm.id] = held
         for hold in held:
-            self._paths.setdefault(hold.identity, {})[vm.id] = hold.path
+            self._holds.setdefault(hold.identity, {})[vm.id] = hold
             self._stale.add(hold.identity)
         if self._stale:
             self._wake.set()
 
-    async def _follow(self, identity: Identity) -> None:
-        """Watch an object that is held, and no other."""
-        paths = self._paths.get(identity)
-        if not paths:
-            self._watches.remove(identity)
-            return
-        if self._watches.watched(identity):
-            return
-        try:
-            await self._doors.in_file_thread(
-                self._watches.add, next(iter(paths.values())), identity
-            )
-        except WatchError as error:
-            self._full(error)
-            return
-        except (files.Missing, files.Replaced, OSError):
-            pass  # the look below tells what is wrong
-        # What happened before the watch began has told nobody.
-        self._look_soon(identity)
+    async def _follow(self, stale: set[Identity]) -> None:
+        """Watch the objects of these that are held, and no other."""
+        begin = []
+        for identity in stale:
+            hold = next(iter(self._holds.get(identity, {}).values()), None)
+            if hold is None:
+                self._watches.remove(identity)
+                self._drift.forget(identity)
+            elif not self._watches.watched(identity):
+                begin.append(hold)
+        if begin:
+            try:
+                odd = await self._doors.in_file_thread(self._begin, begin)
+            except WatchError as error:
+                self._full(error)
+                return
+            for identity in odd:
+                self._look_soon(identity)
+
+    def _begin(self, holds: Sequence[Hold]) -> list[Identity]:
+        """Watch these objects, and return those that are not as the book says by then: what
+        happened to them before has told nobody. Raises WatchError."""
+        odd = []
+        for hold in holds:
+            with contextlib.suppress(files.Missing, files.Replaced, OSError):
+                self._watches.add(hold.path, hold.identity)
+            if apply.look(self._doors.kernel, hold.path, hold.identity) != Look(hold.label):
+                odd.append(hold.identity)
+        return odd
 
     def _full(self, error: WatchError) -> None:
         if not self._told_full:
@@ -124,7 +135,7 @@ class Watch(Listener):
         if overflow:
             self.overflowed.set()
         for identity in identities:
-            if identity in self._paths:
+            if identity in self._holds:
                 self._look_soon(identity)
 
     def _look_soon(self, identity: Identity) -> None:
@@ -139,7 +150,7 @@ class Watch(Listener):
             while True:
                 await asyncio.sleep(_SETTLE_S)
                 self._looking[identity] = False
-                if identity in self._paths:
+                if identity in self._holds:
                     await self._drift.check(identity, Repair.AUTOMATIC)
                 if not self._looking[identity]:
                     return
