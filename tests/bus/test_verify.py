@@ -4,6 +4,7 @@
 import asyncio
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ def verify(client: Client, *folders: Path, repair: bool = False) -> list[dict[st
     options = {"scan": Variant("as", [str(one) for one in folders])} if folders else {}
     (findings,) = client.call("Verify", "ba{sv}", repair, options)
     return [dict(unwrap(one)) for one in findings]
+
+
+def open_operations(daemon: Daemon) -> int:
+    with sqlite3.connect(f"file:{daemon.book}?mode=ro", uri=True) as book:
+        (count,) = book.execute("SELECT count(*) FROM operation").fetchone()
+    book.close()
+    return int(count)
 
 
 def drifts(client: Client) -> list[dict[str, Any]]:
@@ -211,6 +219,8 @@ def test_a_label_that_was_lost_while_svirtd_was_away(
     set_label(disk, PLAIN)
     client.acquire("vm", disk, other)
     ours = str(label(disk))
+    # An acquisition whose labels do not stand and whose closing entry was lost would be undone.
+    wait_for("the acquisition is closed", lambda: not open_operations(own_daemon))
     own_daemon.kill()
     set_label(disk, PLAIN)
     set_label(other, HOST)
