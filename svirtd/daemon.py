@@ -22,6 +22,7 @@ from svirtd.book.pool import PoolText
 from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.core.model import Contexts
+from svirtd.engine import keeper
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
@@ -115,7 +116,7 @@ def _run(config: Config, config_path: str | None, journal: Journal) -> None:
     contexts = _contexts(kernel, config)
     enforcement = Enforcement(kernel, config, contexts)
     enforcement.check_start()
-    store = Store.open(config.registry_path, group_commit=config.group_commit)
+    store = keeper.open_book(config, journal)
     try:
         text = PoolText(config.private, config.groups, config.reserved, config.private_size)
         shape = config.shape
@@ -123,7 +124,7 @@ def _run(config: Config, config_path: str | None, journal: Journal) -> None:
         daemon = _Daemon(config, config_path, journal)
         asyncio.run(daemon.serve(kernel, enforcement, contexts, store, shape, permutation))
     finally:
-        store.close()
+        keeper.close_book(store, journal)
 
 
 def _contexts(kernel: Kernel, config: Config) -> Contexts:
@@ -247,6 +248,7 @@ class _Daemon:
                 self._again(quarantine, verify, watch),
                 watch.run(),
                 doors.enforcement.watch(events),
+                keeper.watch(doors.store, doors.config.registry_path, self._journal),
             )
         ]
         stop = asyncio.ensure_future(self._stop.wait())

@@ -92,6 +92,10 @@ class NoAnswer(Failed):
     """systemd did not answer in time: what was asked for may have happened, or happen yet."""
 
 
+class BookDamaged(Failed):
+    """The book is there and is not what svirtd wrote; the daemon ends and starts with another."""
+
+
 class NoSuchVM(SvirtError):
     """No VM of this name, process or path is in the book."""
 

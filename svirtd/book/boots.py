@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from svirtd.book.store import Database
+from svirtd.book.connection import Database
 from svirtd.core.devices import Known
 from svirtd.core.model import Identity
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from svirtd.book import registry
-from svirtd.book.store import Database
+from svirtd.book.connection import Database
 from svirtd.core.model import VM, Identity, Operation, OperationKind, Step
 
 _OPEN = "SELECT id, kind, rank, created, caller_uid, steps FROM operation"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svirtd.book.store import Database
+from svirtd.book.connection import Database
 from svirtd.core import pool as core
 from svirtd.core.model import Counts, Identity
 from svirtd.core.pool import Drawn, Permutation, PoolState, Shape, draw

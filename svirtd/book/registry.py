@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """VMs and holds: rows to values and back. Called inside a transaction or a read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from svirtd.book.store import Database
+from svirtd.book.connection import Database
 from svirtd.core.model import (
     VM,
     Access,
@@ -111,6 +111,11 @@ def all_vms(db: Database, limit: int) -> list[VM] | None:
     """Return every VM by name; None if there are more than `limit`."""
     rows = db.execute(f"SELECT {_VM} FROM vm ORDER BY name LIMIT ?", [limit + 1]).fetchall()
     return None if len(rows) > limit else [_vm(r) for r in rows]
+
+
+def every_vm(db: Database) -> Iterator[VM]:
+    """Yield every VM, however many there are."""
+    return (_vm(row) for row in db.execute(f"SELECT {_VM} FROM vm"))
 
 
 def add_vm(db: Database, vm: VM) -> None:

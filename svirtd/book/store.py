@@ -8,7 +8,6 @@ The reader has its own connection, so that it answers while a slow disk holds up
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import queue
 import sqlite3
@@ -18,15 +17,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from sqlite_utils import Database
-
-from svirtd.book import schema
-from svirtd.errors import Failed, StartError
+from svirtd.book import aside, health, schema
+from svirtd.book.connection import (
+    Database,
+    concerns_all,
+    connect,
+    failure,
+    lock,
+    opening,
+    reading_all,
+)
+from svirtd.errors import BookDamaged
 from svirtd.failpoints import Point, reach
 
 __all__ = ["Database", "Store"]
 
 T = TypeVar("T")
+# Told where a damaged book is now, and what is wrong with it.
+Replaced = Callable[[str, BookDamaged], None]
 
 # The log is grown once at start and then overwritten in place, for which it is checkpointed before
 # it is full: a sync of a file that grows costs several times that of one that does not.
@@ -35,7 +43,6 @@ _WAL_GROW_BYTES: Final = 4 * 1024 * 1024
 _CHECKPOINT_JOBS: Final = 240
 _IDLE_S: Final = 2.0
 _GROUP_MAX: Final = 256
-_BUSY_TIMEOUT_S: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -50,21 +57,23 @@ class _Job:
 class Store:
     """The open book. Made by `open`, ended by `close`."""
 
-    def __init__(self, path: str, *, group_commit: bool) -> None:
+    def __init__(self, path: str, *, group_commit: bool, replaced: Replaced | None) -> None:
         self._path = path
+        self._damage: BookDamaged | None = None
+        self._is_damaged = asyncio.Event()
+        # Whether all of the book was looked at when it was opened.
+        self.checked = False
         self._group_max = _GROUP_MAX if group_commit else 1
         self._commits = 0
         self._unchecked = 0
         with contextlib.ExitStack() as undo:
-            self._lock_fd = _lock(path)
+            self._lock_fd = lock(path)
             undo.callback(os.close, self._lock_fd)
-            self._writer = undo.enter_context(contextlib.closing(_connect(path)))
-            with _translated(path):
-                schema.migrate(self._writer)
-                reach(Point.BOOK_MIGRATED)
+            self._writer = undo.enter_context(contextlib.closing(self._open(replaced)))
+            with opening(path):
                 self._grow_log()
                 reach(Point.LOG_GROWN)
-            self._reader = undo.enter_context(contextlib.closing(_connect(path)))
+            self._reader = undo.enter_context(contextlib.closing(connect(path)))
             self._reader.execute("PRAGMA query_only=ON")
             undo.pop_all()
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -74,12 +83,43 @@ class Store:
         self._thread.start()
 
     @classmethod
-    def open(cls, path: str, *, group_commit: bool = True) -> "Store":
+    def open(
+        cls, path: str, *, group_commit: bool = True, replaced: Replaced | None = None
+    ) -> "Store":
         """Open or make the book at `path` (blocking). One daemon at a time: a lock file says who.
 
-        Raises StartError with the reason: held by another daemon, newer schema, not a database.
+        A damaged book is moved aside and a new one made, of which `replaced` is told; without that
+        it raises BookDamaged. Raises StartError with the reason for a book that may be sound and
+        cannot be used: held by another daemon, of a newer schema, kept back by the disk.
         """
-        return cls(path, group_commit=group_commit)
+        return cls(path, group_commit=group_commit, replaced=replaced)
+
+    def _open(self, replaced: Replaced | None) -> Database:
+        try:
+            return self._open_sound()
+        except BookDamaged as error:
+            if replaced is None:
+                raise
+            replaced(aside.move(self._path, "damaged"), error)
+        return self._open_sound()
+
+    def _open_sound(self) -> Database:
+        path = self._path
+        if health.is_empty(path):
+            raise BookDamaged(f"the book {path} is empty")
+        with contextlib.ExitStack() as undo:
+            db = undo.enter_context(contextlib.closing(connect(path)))
+            with reading_all(path):
+                schema.migrate(db)
+            reach(Point.BOOK_MIGRATED)
+            health.at_start(path, db)
+            if aside.is_suspected(path):
+                health.whole(path, db)
+                self.checked = True
+                with opening(path):
+                    aside.clear(path)
+            undo.pop_all()
+            return db
 
     @property
     def commits(self) -> int:
@@ -110,11 +150,15 @@ class Store:
     async def read(self, fn: Callable[[Database], T]) -> T:
         """Run `fn` on what was committed last and return its result."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._read_pool, self._guarded_read, fn)
+        try:
+            return await loop.run_in_executor(self._read_pool, self._guarded_read, fn)
+        except BookDamaged as error:
+            self.note_damage(error)
+            raise
 
     def now(self, fn: Callable[[Database], T]) -> T:
         """Run `fn` as one durable transaction from a plain thread (start-up, before any loop)."""
-        with _translated(self._path):
+        with opening(self._path):
             self._begin()
             try:
                 result = fn(self._writer)
@@ -126,20 +170,42 @@ class Store:
             reach(Point.COMMIT_AFTER)
             return result
 
+    def note_damage(self, error: BookDamaged) -> None:
+        """Remember that the book was found damaged: the next start looks at all of it first."""
+        self._damage = self._damage or error
+        self._is_damaged.set()
+
+    @property
+    def damage(self) -> BookDamaged | None:
+        """What was found wrong with the book, if anything was."""
+        return self._damage
+
+    async def damaged(self) -> BookDamaged:
+        """Wait until the book is found damaged, by whomever."""
+        await self._is_damaged.wait()
+        return self._damage or BookDamaged(f"the book {self._path} is damaged")
+
     def close(self) -> None:
-        """Finish what is queued and close the file."""
+        """Finish what is queued and close the file.
+
+        Raises StartError if the book was found damaged and no word of it can be left.
+        """
         self._jobs.put(None)
         self._thread.join()
         self._read_pool.shutdown()
         self._reader.close()
         self._writer.close()
-        os.close(self._lock_fd)
+        try:
+            if self._damage is not None:
+                aside.suspect(self._path, str(self._damage))
+        finally:
+            os.close(self._lock_fd)
 
     def _guarded_read(self, fn: Callable[[Database], T]) -> T:
         try:
             return fn(self._reader)
         except sqlite3.Error as error:
-            raise _disk_error(self._path, error) from error
+            raise failure(self._path, error) from error
 
     # -- the writer thread ------------------------------------------------------------------
 
@@ -183,12 +249,12 @@ class Store:
                 # If this fails too, so does the next BEGIN, and nothing is written any more.
                 with contextlib.suppress(sqlite3.Error):
                     self._writer.execute("ROLLBACK")
-            failure = _disk_error(self._path, error) if isinstance(error, sqlite3.Error) else error
+            why = failure(self._path, error) if isinstance(error, sqlite3.Error) else error
             for job in group:
-                job.error = job.error or failure
+                job.error = job.error or why
         # One wake-up of the loop for the whole group; without a loop nobody waits any more.
         with contextlib.suppress(RuntimeError):
-            group[0].future.get_loop().call_soon_threadsafe(_resolve, group)
+            group[0].future.get_loop().call_soon_threadsafe(self._resolve, group)
         self._unchecked += len(group)
         if self._unchecked >= _CHECKPOINT_JOBS:
             self._checkpoint()
@@ -198,9 +264,9 @@ class Store:
         execute("SAVEPOINT job")
         try:
             job.result = job.fn(self._writer)
-        except sqlite3.OperationalError:
-            raise  # the disk, not the request: the whole group fails
-        except Exception as error:  # noqa: BLE001 -- handed to the one who asked
+        except Exception as error:
+            if concerns_all(error):
+                raise
             execute("ROLLBACK TO job")
             job.error = error
         execute("RELEASE job")
@@ -208,9 +274,9 @@ class Store:
     def _run_alone(self, job: _Job) -> None:
         try:
             job.result = job.fn(self._writer)
-        except sqlite3.OperationalError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- as above
+        except Exception as error:
+            if concerns_all(error):
+                raise
             self._writer.execute("ROLLBACK")
             self._begin()
             job.error = error
@@ -249,91 +315,13 @@ class Store:
         self._writer.execute("COMMIT")
         self._checkpoint()
 
-
-def _resolve(group: list[_Job]) -> None:
-    for job in group:
-        if job.future.done():
-            continue
-        if job.error is not None:
-            job.future.set_exception(job.error)
-        else:
-            job.future.set_result(job.result)
-
-
-def _connect(path: str) -> Database:
-    with _translated(path), contextlib.ExitStack() as undo:
-        conn = sqlite3.connect(
-            path, timeout=_BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        undo.callback(conn.close)
-        # No plugins: a root daemon runs no code that happens to be installed beside it.
-        db = Database(conn, execute_plugins=False)
-        os.chmod(path, 0o600)
-        _set_up(path, db)
-        undo.pop_all()
-        return db
-
-
-def _set_up(path: str, db: Database) -> None:
-    wanted: dict[str, object] = {
-        "journal_mode": "wal",
-        "synchronous": 2,
-        "foreign_keys": 1,
-        "trusted_schema": 0,
-        "wal_autocheckpoint": 0,
-        "journal_size_limit": -1,
-        # What SQLite would put into a temporary file stays in memory: nothing of the book leaves
-        # its folder, and the daemon's domain needs no other place to write.
-        "temp_store": 2,
-    }
-    for name, value in wanted.items():
-        db.execute(f"PRAGMA {name}={value}").fetchall()
-        # A setting that did not take (an old library, a file system without shared memory)
-        # would silently cost durability.
-        (found,) = db.execute(f"PRAGMA {name}").fetchone()
-        if found != value:
-            raise StartError(f"{path}: SQLite keeps {name}={found}, svirtd needs {value}")
-
-
-def _lock(path: str) -> int:
-    """Take the lock beside the book, with our pid in it. Raises StartError naming the holder."""
-    folder = os.path.dirname(path)
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        fd = os.open(path + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise StartError(
-            f"the book's folder {folder} cannot be used: {error.strerror}; "
-            "set [registry] path to a folder that only root can write"
-        ) from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
-        os.close(fd)
-        raise StartError(
-            f"the book {path} is in use by another svirtd, process {holder}; "
-            "stop that one, or give this one a [registry] path of its own"
-        ) from None
-    try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    except OSError as error:
-        os.close(fd)
-        raise StartError(f"{path}.lock cannot be written: {error.strerror}") from error
-    return fd
-
-
-@contextlib.contextmanager
-def _translated(path: str) -> Any:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise StartError(f"the book {path} cannot be opened: {error}") from error
-
-
-def _disk_error(path: str, error: sqlite3.Error) -> Failed:
-    return Failed(
-        f"the book {path} cannot be used ({error}); nothing was changed: "
-        "free space on its file system or mend the disk, then try again"
-    )
+    def _resolve(self, group: list[_Job]) -> None:
+        for job in group:
+            if isinstance(job.error, BookDamaged):
+                self.note_damage(job.error)
+            if job.future.done():
+                continue
+            if job.error is not None:
+                job.future.set_exception(job.error)
+            else:
+                job.future.set_result(job.result)

@@ -29,12 +29,16 @@ class MessageId(enum.Enum):
     RELOADED = "7961de984c0549708d8353410c1cd8d3"
     INTERNAL = "0a6b9f5a237943f79f3fa8bee951367a"
     ENFORCEMENT = "9cbd6f47efde4750aa0b058dd040510d"
+    BOOK_REPLACED = "c6dae6c9f9eb4c7f8a50d8f1c89ef9ef"
+    BOOK_CHECKED = "51ff7a3670f1497599bcb00ff1c27b2e"
     WARNING = "44cfde90fa574c7f82f25469b83f8d73"
 
 
 class Priority(enum.IntEnum):
     """syslog's levels, those in use."""
 
+    ALERT = 1
+    CRITICAL = 2
     ERROR = 3
     WARNING = 4
     NOTICE = 5

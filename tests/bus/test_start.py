@@ -190,17 +190,13 @@ def test_a_second_daemon_on_the_same_bus(starter: Starter, tmp_path: Path) -> No
         assert starter.daemon.stop() == 0
 
 
-def test_a_book_that_is_none(starter: Starter) -> None:
+def test_a_book_that_is_a_folder(starter: Starter) -> None:
     book = starter.daemon.book
     book.parent.mkdir()
-    book.write_bytes(b"This is no book. " * 1000)
-    assert f"the book {book} cannot be opened: file is not a database" in starter.refused(
-        CANNOT_RUN
-    )
-    assert book.read_bytes() == b"This is no book. " * 1000
-    book.unlink()
     book.mkdir()
-    assert f"the book {book} cannot be opened" in starter.refused(CANNOT_RUN)
+    said = starter.refused(CANNOT_RUN)
+    assert f"the book {book} cannot be used: unable to open database file" in said
+    assert book.is_dir()
 
 
 def test_a_folder_that_is_none(starter: Starter) -> None:

@@ -29,7 +29,7 @@ from svirtd.core.model import (
     Step,
 )
 from svirtd.core.pool import RankTaken, Shape, make_shape
-from svirtd.errors import Failed, NoSuchVM, PoolExhausted, StartError
+from svirtd.errors import BookDamaged, Failed, NoSuchVM, PoolExhausted, StartError
 
 TEXT = PoolText("c0.c3", "", "", 2)
 LIMIT = 16
@@ -301,7 +301,7 @@ def _migrations(path: str) -> list[tuple[str, str]]:
 def test_what_is_no_book_is_refused_and_left_alone(path: str) -> None:
     os.makedirs(os.path.dirname(path))
     Path(path).write_bytes(b"no book " * 1000)
-    with pytest.raises(StartError, match="file is not a database"):
+    with pytest.raises(BookDamaged, match="file is not a database"):
         Store.open(path)
     assert Path(path).read_bytes() == b"no book " * 1000
     assert _open_files(path) == []
@@ -370,6 +370,8 @@ def test_a_suspected_set_waits_until_every_object_is_clean(store: Store) -> None
 def test_the_pool_survives_a_new_start(path: str) -> None:
     store = Store.open(path)
     ranks = [draw(store) for _ in range(3)]
+    for rank in ranks:
+        store.now(lambda db, rank=rank: registry.add_vm(db, vm(rank)))  # type: ignore[misc]
     store.close()
     store = Store.open(path)
     ranks += [draw(store) for _ in range(3)]
