@@ -35,6 +35,7 @@ from svirtd.engine.operations import Operations
 from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
+from svirtd.engine.reentry import Reentry
 from svirtd.engine.requests import Requests
 from svirtd.engine.units import Units
 from svirtd.engine.verify import Verify
@@ -205,8 +206,9 @@ class _Daemon:
         operations = Operations(doors, events, units)
         foreign = Foreign(doors)
         requests = Requests(doors, events, units, departures, operations, foreign)
+        reentry = Reentry(doors, events, operations, units)
         quarantine = Quarantine(doors)
-        recovery = Recovery(doors, operations, units, departures, quarantine)
+        recovery = Recovery(doors, operations, units, departures, quarantine, reentry)
         drift, jobs = Drift(doors, operations, events), Jobs(events)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)

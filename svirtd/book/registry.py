@@ -81,6 +81,11 @@ def vms_by_ranks(db: Database, ranks: Sequence[int]) -> list[VM]:
     return [vm for vm in found if vm is not None]
 
 
+def has_id(db: Database, id_: str) -> bool:
+    """Say whether a VM has this Id. Looks at every VM: not for the way of a request."""
+    return db.execute("SELECT 1 FROM vm WHERE id = ?", [id_]).fetchone() is not None
+
+
 def vm_by_pid(db: Database, pid: int) -> VM | None:
     """Return the running VM with this main process."""
     row = db.execute(

@@ -253,6 +253,7 @@ class FindingKind(enum.StrEnum):
     FOREIGN = "foreign"
     CONFLICT = "conflict"
     ORPHAN = "orphan"
+    GUESSED = "guessed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,6 +328,17 @@ class UnitState:
     def ended(self) -> bool:
         """Whether no process of the unit is left."""
         return self.active in ("inactive", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class UnitDetails:
+    """A loaded unit's state, and what it was told to run."""
+
+    state: UnitState
+    user: str
+    argv: tuple[str, ...]
+    environment: tuple[str, ...]
+    started_us: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class Drift:
             case Repair.ASKED:
                 return True
             case Repair.START | Repair.AUTOMATIC:
-                if repair is Repair.START and seen.label == held[0][1].original:
+                hold = held[0][1]
+                if repair is Repair.START and hold.original_known and seen.label == hold.original:
                     return True
                 if not self._doors.config.drift_repair:
                     return False

@@ -7,7 +7,7 @@ object cannot both see it free.
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from svirtd.book import ledger, pool, registry
@@ -19,6 +19,7 @@ from svirtd.core.model import (
     Access,
     Caller,
     Hold,
+    Identity,
     Lifetime,
     Operation,
     OperationKind,
@@ -28,6 +29,7 @@ from svirtd.core.model import (
     Step,
 )
 from svirtd.core.plan import Plan, plan
+from svirtd.core.pool import RankTaken
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
 from svirtd.errors import Drift, Failed, LimitsExceeded, NoSuchVM, VMExists
@@ -211,6 +213,49 @@ def _decide(
     return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules)
 
 
+class Conflict(Exception):
+    """A VM that runs cannot be entered: the book says otherwise of its name or its set."""
+
+
+def reenter(
+    db: Database, doors: Doors, vm: VM, holds: Sequence[Hold]
+) -> tuple[Entry, tuple[Hold, ...]]:
+    """Enter a VM that runs already, and return what was not entered since another VM holds it.
+
+    Raises Conflict.
+    """
+    known = registry.vm_by_name(db, vm.name)
+    if known is not None:
+        if known.state is not State.RESERVED or known.rank != vm.rank:
+            raise Conflict("the book has another VM of this name")
+        # A persistent one that an older book has as it was before it was launched.
+        vm = replace(
+            known,
+            state=vm.state,
+            process_context=vm.process_context,
+            unit=vm.unit,
+            main_pid=vm.main_pid,
+            runtime_dir=vm.runtime_dir,
+        )
+        registry.update_vm(db, vm)
+    else:
+        if registry.has_id(db, vm.id):
+            raise Conflict(f"the book has another VM with the Id {vm.id}")
+        try:
+            pool.claim(db, doors.permutation, vm.rank)
+        except RankTaken as error:
+            raise Conflict(
+                f"its set is another VM's in the book, or in quarantine ({error})"
+            ) from error
+        registry.add_vm(db, vm)
+    free = tuple(
+        replace(hold, vm_id=vm.id) for hold in holds if not registry.holds_on(db, hold.identity)
+    )
+    registry.add_holds(db, vm, free)
+    entered = {hold.identity for hold in free}
+    return Entry(vm, free), tuple(hold for hold in holds if hold.identity not in entered)
+
+
 def finish_launch(db: Database, operation: Operation, entry: Entry) -> None:
     """Record that the unit runs and every label stands."""
     registry.update_vm(db, entry.vm)
@@ -230,9 +275,12 @@ def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.
 
 
 def begin_release(
-    db: Database, known: VM, caller_uid: int
+    db: Database, known: VM, caller_uid: int, guesses: Mapping[Identity, str | None]
 ) -> tuple[Entry, Entry, Operation] | None:
-    """Open a release: (before, after, operation). None if the VM holds nothing and runs nothing."""
+    """Open a release: (before, after, operation). None if the VM holds nothing and runs nothing.
+
+    `guesses` has the labels that objects get whose original is not known; one without keeps its.
+    """
     vm = registry.current(db, known)
     if vm is None:
         raise NoSuchVM("the VM has left the book meanwhile")
@@ -243,8 +291,12 @@ def begin_release(
         return None
     steps = []
     for hold in holds:
-        if all(other.vm_id == vm.id for other in registry.holds_on(db, hold.identity)):
-            steps.append(Step(hold.identity, hold.path, old=hold.label, new=hold.original))
+        if any(other.vm_id != vm.id for other in registry.holds_on(db, hold.identity)):
+            continue
+        if not hold.original_known and hold.identity not in guesses:
+            continue
+        back = hold.original if hold.original_known else guesses[hold.identity]
+        steps.append(Step(hold.identity, hold.path, old=hold.label, new=back))
     releasing = replace(vm, state=State.RELEASING, reason="")
     registry.update_vm(db, releasing)
     # An operation that failed half-way is taken over: its labels are among the holds.

@@ -3,7 +3,7 @@
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from svirtd.core.model import VM, Finding, Hold, JobView, Standing
@@ -81,7 +81,7 @@ class Events:
         """A VM has left the book."""
         self._later(lambda to: to.removed(entry, cause))
 
-    def drift(self, findings: Sequence[Finding]) -> None:
+    def drift(self, findings: Iterable[Finding]) -> None:
         """Objects were found to be other than the book says, and were left alone."""
         for finding in findings:
             self._later(functools.partial(_tell_drift, finding))

@@ -15,7 +15,7 @@ from svirtd.book.pool import Suspect
 from svirtd.core.devices import is_parked
 from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
-from svirtd.engine import apply, entries
+from svirtd.engine import apply, entries, unknown
 from svirtd.engine.apply import Fate, Outcome, Undone
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
@@ -95,11 +95,12 @@ class Operations:
             # A file system that was not mounted yet when svirtd started may be there by now.
             await find_devices(doors, rebooted=False)
             holds = await doors.store.read(lambda db: registry.holds_of(db, vm))
+        guesses = await unknown.guesses(doors, holds)
         # Who is the last holder of a public object is decided and acted on under its lock.
         async with self.objects.hold_all(hold.identity for hold in holds):
             reach(Point.BEGIN_BEFORE)
             begun = await doors.store.write(
-                lambda db: entries.begin_release(db, vm, cause.caller_uid)
+                lambda db: entries.begin_release(db, vm, cause.caller_uid, guesses)
             )
             reach(Point.BEGIN_AFTER)
             if begun is None:
@@ -115,7 +116,12 @@ class Operations:
         outcomes = await self._take(operation.steps)
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
-        suspects = self._suspects(vm, outcomes) + await self._living(vm)
+        pair = doors.shape.categories_of(vm.rank)
+        suspects = (
+            apply.suspects(vm, pair, outcomes)
+            + unknown.suspects(vm, pair, entry.holds, operation.steps)
+            + await self._living(vm)
+        )
         reach(Point.CLOSE_BEFORE)
         # What was restored is on the disk; the closing entry may follow with the next commit, since
         # recovery would only find everything restored.
@@ -126,6 +132,7 @@ class Operations:
         if vm.unit:
             self._units.forget(vm)
         self._events.drift(apply.findings(vm, outcomes))
+        self._events.drift(unknown.findings(vm, entry.holds, operation.steps))
         if kept is None:
             self._events.removed(entry, cause)
         else:

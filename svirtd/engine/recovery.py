@@ -18,6 +18,7 @@ from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
 from svirtd.engine.quarantine import Quarantine
+from svirtd.engine.reentry import Reentry
 from svirtd.engine.renumber import find_devices, has_rebooted, remember_boot
 from svirtd.engine.units import Units
 from svirtd.errors import NoAnswer, SvirtError
@@ -40,12 +41,14 @@ class Recovery:
         units: Units,
         departures: Departures,
         quarantine: Quarantine,
+        reentry: Reentry,
     ) -> None:
         self._doors = doors
         self._quarantine = quarantine
         self._operations = operations_
         self._units = units
         self._departures = departures
+        self._reentry = reentry
         self._rebooted = False
 
     async def run(self) -> None:
@@ -59,6 +62,7 @@ class Recovery:
             reach(Point.SETTLE_AFTER)
         reach(Point.UNITS_BEFORE)
         await self._reconcile_units()
+        await self._enter_again()
         reach(Point.CALLERS_BEFORE)
         await self._reconcile_callers()
         reach(Point.QUARANTINE_BEFORE)
@@ -178,11 +182,9 @@ class Recovery:
         await self._operations.finish_release(operation, Entry(vm, tuple(holds)), _CAUSE)
 
     async def _reconcile_units(self) -> None:
-        known = set()
         for vm in await self._doors.store.read(registry.active_vms):
             if not vm.unit:
                 continue
-            known.add(vm.unit)
             # Before the look, so that no end falls between the two.
             self._units.adopt(vm)
             if vm.state is State.FAILED:
@@ -194,14 +196,11 @@ class Recovery:
                 raise
             except SvirtError as error:
                 self._failed(vm.name, "release", error)
+
+    async def _enter_again(self) -> None:
+        """Enter what runs and is not in the book: it was lost, or is one from before."""
         for unit in await self._doors.systemd.units(f"{UNIT_PREFIX}*.service"):
-            if unit not in known:
-                self._doors.journal.record(
-                    MessageId.WARNING,
-                    f"{unit} runs and belongs to no VM of the book; it was left alone",
-                    priority=Priority.WARNING,
-                    SVIRT_UNIT=unit,
-                )
+            await self._reentry.enter(unit)
 
     async def _reconcile_unit(self, vm: VM) -> None:
         if await self._units.running(vm) is None:

@@ -4,7 +4,7 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
-from svirtd.core.model import VM, Command, State, UnitState
+from svirtd.core.model import VM, Command, UnitState
 from svirtd.core.names import machine_id, machine_name
 from svirtd.engine.again import until_done
 from svirtd.engine.doors import Doors
@@ -67,9 +67,14 @@ class Units:
         return state.main_pid
 
     async def running(self, vm: VM) -> UnitState | None:
-        """Return the state of the VM's unit if it runs under the VM's label, else None."""
+        """Return the state of the VM's unit if it runs under the VM's label, else None.
+
+        A unit of its name may be another VM's: one that a book from before does not know.
+        """
         state = await self._doors.systemd.state(vm.unit) if vm.unit else None
         if state is None or state.ended or not state.main_pid:
+            return None
+        if state.context != vm.process_context:
             return None
         try:
             await self._check_label(vm, state)
@@ -87,9 +92,13 @@ class Units:
         self._doors.systemd.watch(vm.unit)
 
     async def stop(self, vm: VM) -> None:
-        """Stop the unit and wait until no process of it is left. Raises UnitFailed."""
-        # The start of a VM that failed may have been refused because of somebody else's unit.
-        if vm.state is State.FAILED and not await self.is_ours(vm):
+        """Stop the unit and wait until no process of it is left. Raises UnitFailed.
+
+        A unit of its name that is not this VM's is left alone: one for which the VM's own start was
+        refused, or, under a book from before, a later VM of the same name.
+        """
+        state = await self._doors.systemd.state(vm.unit)
+        if state is not None and state.context != vm.process_context:
             return
         reach(Point.STOP_BEFORE)
         await self._doors.systemd.stop(vm.unit, timeout_s=self._doors.config.stop_timeout_s)

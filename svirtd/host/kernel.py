@@ -165,6 +165,26 @@ class Kernel:
                 "the configuration against the loaded policy"
             ) from error
 
+    def default_label(self, path: str, kind: int) -> str | None:
+        """Return what the policy says a file at `path` has by default; None if it says nothing.
+
+        `kind` is the file type of its mode, 0 for any.
+        """
+        if not self._enabled:
+            return None
+        selinux = self._selinux
+        # Opened each time: what it says changes with the policy, and it is asked rarely.
+        handle = selinux.selabel_open(selinux.SELABEL_CTX_FILE, None, 0)
+        if handle is None:
+            return None
+        try:
+            result, label = selinux.selabel_lookup_raw(handle, path, kind)
+        except OSError:
+            return None  # no rule of the policy is about this path
+        finally:
+            selinux.selabel_close(handle)
+        return str(label) if result == 0 and label != "<<none>>" else None
+
     def read_label(self, fd: int | str) -> str | None:
         """Return the label of an open object, or of a /proc/self/fd path for one held by O_PATH.
 

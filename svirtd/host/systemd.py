@@ -10,12 +10,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeGuard
 
-from svirtd.core.model import UnitState
+from svirtd.core.model import UnitDetails, UnitState
 from svirtd.core.names import escape_path
 from svirtd.errors import Failed, NoAnswer, SvirtError, UnitFailed, UnitStuck
 from svirtd.failpoints import Point, reach
-from svirtd.host.bus import BusError, Connection, Message, Variant
-from svirtd.host.unit import UnitSpec, failure, unit_properties
+from svirtd.host.bus import BusError, Connection, Message
+from svirtd.host.unit import (
+    Properties,
+    UnitSpec,
+    failure,
+    unit_details,
+    unit_properties,
+    unit_state,
+)
 
 _NAME: Final = "org.freedesktop.systemd1"
 _PATH: Final = "/org/freedesktop/systemd1"
@@ -197,23 +204,22 @@ class Systemd:
 
     async def state(self, unit: str) -> UnitState | None:
         """Return a loaded unit's state, None if systemd has not loaded it."""
+        found = await self._properties(unit)
+        return None if found is None else unit_state(unit, *found)
+
+    async def details(self, unit: str) -> UnitDetails | None:
+        """Return a loaded unit's state and what it runs, None if systemd has not loaded it."""
+        found = await self._properties(unit)
+        return None if found is None else unit_details(unit, *found)
+
+    async def _properties(self, unit: str) -> tuple[Properties, Properties] | None:
         try:
             path = (await self._call("GetUnit", "s", [unit])).body[0]
-            general = await self._get_all(path, _UNIT)
-            service = await self._get_all(path, _SERVICE)
+            return await self._get_all(path, _UNIT), await self._get_all(path, _SERVICE)
         except BusError as error:
             if error.name in _NOT_LOADED:
                 return None
             raise Failed(f"systemd did not tell the state of {unit}: {error.text}") from error
-        return UnitState(
-            name=unit,
-            active=general["ActiveState"].value,
-            result=service["Result"].value,
-            main_pid=service["MainPID"].value,
-            exit_code=service["ExecMainCode"].value,
-            exit_status=service["ExecMainStatus"].value,
-            context=service["SELinuxContext"].value[1],
-        )
 
     async def unit_of_pid(self, pid: int) -> str:
         """Return the unit that a process belongs to, empty if none."""
@@ -305,7 +311,7 @@ class Systemd:
         if unit is not None:
             self.on_change(unit)
 
-    async def _get_all(self, path: str, interface: str) -> dict[str, Variant]:
+    async def _get_all(self, path: str, interface: str) -> Properties:
         reply = await self._call("GetAll", "s", [interface], path=path, interface=_PROPERTIES)
         return dict(reply.body[0])
 

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A VM's transient service: what systemd is asked for, and why it did not start."""
+"""A VM's transient service: what systemd is asked for, what it says, and why it did not start."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from svirtd.core.model import UnitState
+from svirtd.core.model import UnitDetails, UnitState
 from svirtd.host.bus import Variant
+
+Properties = dict[str, Variant]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,30 @@ def unit_properties(spec: UnitSpec) -> list[list[Any]]:
     overridden = {name for name, _, _ in spec.properties}
     kept = [p for p in fixed if p[0] not in overridden]
     return [[name, Variant(sig, value)] for name, sig, value in (*kept, *spec.properties)]
+
+
+def unit_state(unit: str, general: Properties, service: Properties) -> UnitState:
+    """Return a unit's state from the properties of its two interfaces."""
+    return UnitState(
+        name=unit,
+        active=general["ActiveState"].value,
+        result=service["Result"].value,
+        main_pid=service["MainPID"].value,
+        exit_code=service["ExecMainCode"].value,
+        exit_status=service["ExecMainStatus"].value,
+        context=service["SELinuxContext"].value[1],
+    )
+
+
+def unit_details(unit: str, general: Properties, service: Properties) -> UnitDetails:
+    """Return what a unit was told to run; of several commands, all arguments."""
+    return UnitDetails(
+        state=unit_state(unit, general, service),
+        user=service["User"].value,
+        argv=tuple(arg for command in service["ExecStart"].value for arg in command[1]),
+        environment=tuple(service["Environment"].value),
+        started_us=service["ExecMainStartTimestamp"].value,
+    )
 
 
 def failure(unit: str, job_result: str, state: UnitState | None) -> str:

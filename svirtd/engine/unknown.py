@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What objects get back whose label before svirtd is not known.
+
+Such an object gets what the policy says a file at its path has, if that is a type that svirtd may
+label files from: it is then what an administrator's restorecon would make of it. Otherwise it
+keeps the VM's label, and its pair stays in quarantine until somebody has labelled it. Any other
+label would be a choice for the administrator: the content type is read by every VM, the image type
+without categories is even written by every VM, and one that no VM may use might be what a service
+needs. On a kernel without SELinux an object has no label of its own: it is removed.
+"""
+
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from svirtd.book.pool import Suspect
+from svirtd.core.mcs import parse_context
+from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, Step
+from svirtd.engine import apply
+from svirtd.engine.doors import Doors
+
+_GUESSED: Final = (
+    "its label before svirtd was not known; it got the one that the policy has for this path"
+)
+_KEPT: Final = (
+    "its label before svirtd is not known, and the policy has none for this path that is in "
+    "relabel-from: it keeps the VM's"
+)
+_GIVE: Final = "give it a label (for a disk image: chcon -t virt_image_t -l s0 FILE)"
+
+
+async def guesses(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str | None]:
+    """Return the label that each object without a known original is to get; the others keep it."""
+    unknown = [hold for hold in holds if not hold.original_known]
+    return await doors.in_file_thread(_look, doors, unknown) if unknown else {}
+
+
+def _look(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str | None]:
+    if not doors.kernel.enabled():
+        return {hold.identity: None for hold in holds}
+    found = {hold.identity: doors.kernel.default_label(hold.path, _kind(hold)) for hold in holds}
+    allowed = doors.rules.relabel_from
+    return {
+        identity: label
+        for identity, label in found.items()
+        if label is not None and parse_context(label).type in allowed
+    }
+
+
+def _kind(hold: Hold) -> int:
+    try:
+        return stat.S_IFMT(os.lstat(hold.path).st_mode)
+    except OSError:
+        return 0  # whatever kind: it is gone, and nothing will be labelled
+
+
+def findings(vm: VM, holds: Sequence[Hold], steps: Sequence[Step]) -> list[Finding]:
+    """Return what is to be reported of the objects whose original is not known."""
+    given = {step.identity: step.new for step in steps}
+    found = []
+    for hold in holds:
+        if hold.original_known:
+            continue
+        if hold.identity in given:
+            kind, now, why, repair = (
+                FindingKind.GUESSED,
+                given[hold.identity],
+                _GUESSED,
+                "nothing: give it another label if that is not the right one",
+            )
+        else:
+            kind, now, why, repair = FindingKind.STALE, hold.label, _KEPT, f"nothing: {_GIVE}"
+        found.append(Finding(kind, vm.name, hold.path, "", now or "", why, repair))
+    return found
+
+
+def suspects(
+    vm: VM, pair: frozenset[int], holds: Sequence[Hold], steps: Sequence[Step]
+) -> list[Suspect]:
+    """Return the objects that keep the VM's label."""
+    given = {step.identity for step in steps}
+    return [
+        Suspect(0, vm.rank, vm.name, hold.identity, hold.path, hold.label, _KEPT)
+        for hold in holds
+        if not hold.original_known
+        and hold.identity not in given
+        and apply.may_carry(hold.label, pair)
+    ]

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The files of a process that runs: what it has open, and what is at the paths that it names.
+
+Everything blocks; the engine runs it in its file threads.
+"""
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from svirtd.core.model import Identity
+from svirtd.host.kernel import Kernel, NoLabels
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A regular file or block device with a label; `path` is the object's own, without links."""
+
+    path: str
+    identity: Identity
+    label: str
+
+
+def open_files(pid: int) -> tuple[str, ...] | None:
+    """Return the paths that a process has open; None if the kernel does not let us look.
+
+    It lets a process look at those of its own user, and of others only with capabilities that
+    svirtd does not have.
+    """
+    folder = f"/proc/{pid}/fd"
+    try:
+        numbers = os.listdir(folder)
+        targets = [os.readlink(f"{folder}/{number}") for number in numbers]
+    except FileNotFoundError:
+        return ()  # it has ended, or has closed one meanwhile: its command names its files
+    except OSError:
+        return None
+    return tuple(target for target in targets if target.startswith("/"))
+
+
+def labelled(kernel: Kernel, paths: Iterable[str]) -> list[Labelled]:
+    """Return the objects at these paths that may be a VM's, each once; the others are left out."""
+    found: dict[Identity, Labelled] = {}
+    for path in paths:
+        one = _labelled(kernel, path)
+        if one is not None:
+            found.setdefault(one.identity, one)
+    return list(found.values())
+
+
+def _labelled(kernel: Kernel, path: str) -> Labelled | None:
+    try:
+        # Held, not opened: nothing happens to whatever is there.
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except (OSError, ValueError):
+        return None  # no file is there: it was not a path
+    through = f"/proc/self/fd/{held}"
+    try:
+        info = os.fstat(held)
+        if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)) or not info.st_nlink:
+            return None
+        label, own = kernel.read_label(through), os.readlink(through)
+    except (OSError, NoLabels):
+        return None
+    finally:
+        os.close(held)
+    if label is None or not own.isprintable():
+        return None
+    return Labelled(own, Identity(info.st_dev, info.st_ino), label)
