@@ -59,6 +59,7 @@ _PURE: Final = {
     "heapq",
     "hmac",
     "itertools",
+    "json",
     "math",
     "operator",
     "re",
