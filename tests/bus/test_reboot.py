@@ -9,8 +9,8 @@ is written into the book.
 import os
 import sqlite3
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,61 +23,71 @@ ORIGINAL = "system_u:object_r:virt_image_t:s0"
 
 
 class Volume:
-    """An ext4 file system in a file, to be mounted through this or that device."""
+    """An ext4 file system on a loop device. Devices are changed by what is on them: one that was
+    given up for a moment could be taken by another run on this machine."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.file, self.at = image(folder / f"{name}.ext4", 4 << 20), folder / name
+        self.at = folder / name
         self.at.mkdir()
-        self.device = ""
-        # One UUID and one seed: the same files get the same inodes in every such file system.
-        subprocess.run(["mkfs.ext4", "-q", "-F", self.file], check=True)
+        self._spare = 0
+        self.devices: list[str] = []
+        self.device = self._attach()
+        subprocess.run(["mkfs.ext4", "-q", "-F", self.device], check=True)
+
+    def __enter__(self) -> "Volume":
+        self.mount()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.unmount()
+        for device in self.devices:
+            subprocess.run(["losetup", "--detach", device], check=True)
 
     @property
     def number(self) -> int:
         return os.stat(self.at).st_dev
 
-    def mount(self, device: str) -> None:
-        subprocess.run(["losetup", device, self.file], check=True)
-        self.device = device
-        subprocess.run(["mount", device, self.at], check=True)
+    def mount(self) -> None:
+        subprocess.run(["mount", self.device, self.at], check=True)
 
     def unmount(self) -> None:
         if os.path.ismount(self.at):
             subprocess.run(["umount", self.at], check=True)
-        if self.device:
-            subprocess.run(["losetup", "--detach", self.device], check=True)
-            self.device = ""
+
+    def move(self) -> None:
+        """Mount the same file system under another device number."""
+        self.unmount()
+        old, self.device = self.device, self._attach()
+        Path(self.device).write_bytes(Path(old).read_bytes())
+        self.mount()
+
+    def _attach(self) -> str:
+        self._spare += 1
+        file = image(self.at.parent / f"{self.at.name}{self._spare}.ext4", 4 << 20)
+        shown = subprocess.run(
+            ["losetup", "--find", "--show", file], capture_output=True, text=True, check=True
+        )
+        self.devices.append(shown.stdout.strip())
+        return self.devices[-1]
 
 
-def free_devices(count: int) -> list[str]:
-    """Loop devices that nobody uses; those of other runs on this machine stay theirs."""
-    used = subprocess.run(
-        ["losetup", "-n", "-O", "NAME"], capture_output=True, text=True, check=True
-    )
-    names = [f"/dev/loop{n}" for n in range(64)]
-    free = [name for name in names if os.path.exists(name) and name not in used.stdout.split()]
-    assert len(free) >= count
-    return free[-count:]
+def exchange(one: Volume, other: Volume) -> None:
+    """Let each of two file systems be on the other's device; neither is mounted afterwards."""
+    content = []
+    for volume in (one, other):
+        volume.unmount()
+        content.append(Path(volume.device).read_bytes())
+    one.device, other.device = other.device, one.device
+    for volume, data in zip((one, other), content, strict=True):
+        Path(volume.device).write_bytes(data)
 
 
 @pytest.fixture
 def volumes(tmp_path: Path) -> Iterator[tuple[Volume, Volume]]:
     """Two mounted file systems, whose first files have the same inode number."""
-    both = Volume(tmp_path, "a"), Volume(tmp_path, "b")
-    try:
-        for volume, device in zip(both, free_devices(2), strict=True):
-            volume.mount(device)
-        yield both
-    finally:
-        for volume in both:
-            volume.unmount()
-
-
-def mount_again(volumes: Sequence[Volume], devices: Sequence[str]) -> None:
-    for volume in volumes:
-        volume.unmount()
-    for volume, device in zip(volumes, devices, strict=True):
-        volume.mount(device)
+    with ExitStack() as undo:
+        one, other = (undo.enter_context(Volume(tmp_path, name)) for name in "ab")
+        yield one, other
 
 
 def sql(daemon: Daemon, statement: str, *values: object) -> list[tuple[object, ...]]:
@@ -108,9 +118,8 @@ def test_a_device_with_another_number_is_found_again(
     set_label(disk, ORIGINAL)
     client.acquire("vm", disk, plain)
     before, old = client.properties("vm"), volume.number
-    (other,) = free_devices(1)
     with reboot(own_daemon):
-        mount_again([volume], [other])
+        volume.move()
     assert volume.number != old
     assert devices(own_daemon) == {volume.number}
     assert client.properties("vm") == before
@@ -132,7 +141,9 @@ def test_two_devices_have_swapped_their_numbers(
     numbers = [(os.stat(disk).st_dev, os.stat(disk).st_ino) for disk in disks]
     assert numbers[0][1] == numbers[1][1]
     with reboot(own_daemon):
-        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+        exchange(*volumes)
+        for volume in volumes:
+            volume.mount()
     assert [(os.stat(d).st_dev, os.stat(d).st_ino) for d in disks] == numbers[::-1]
     for name, disk in zip("ab", disks, strict=True):
         (owners,) = client.call("FindOwners", "s", str(disk))
@@ -160,7 +171,9 @@ def test_what_was_cut_off_is_settled_under_the_new_number(
             " json_array(json_array(dev, ino, path, label, original)), 0 FROM hold",
         )
         os.removexattr(disks[0], "security.selinux")  # as far as it had come
-        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+        exchange(*volumes)
+        for volume in volumes:
+            volume.mount()
     assert client.vms() == {}
     assert [label(disk) for disk in disks] == [None, None]
     assert client.manager()["PairsQuarantined"] == 0
@@ -179,7 +192,9 @@ def test_a_quarantined_object_is_seen_clean_under_the_new_number(
     os.rename(disk.with_name("moved"), disk)
     assert label(disk) == held
     with reboot(own_daemon):
-        mount_again(volumes, [volume.device for volume in reversed(volumes)])
+        exchange(*volumes)
+        for volume in volumes:
+            volume.mount()
     # Found again, it has its original back, and keeps nothing out of the pool.
     assert label(disk) is None
     assert client.manager()["PairsQuarantined"] == 0
@@ -251,9 +266,8 @@ def test_a_file_that_was_replaced_is_not_taken(
     client.acquire("vm", disk, other)
     held = label(disk)
     assert held is not None
-    (device,) = free_devices(1)
     with reboot(own_daemon):
-        mount_again([volume], [device])
+        volume.move()
         os.rename(disk, volume.at / "moved")
         set_label(image(disk), held)
     assert devices(own_daemon) == {volume.number}
@@ -305,16 +319,15 @@ def test_a_device_that_is_mounted_late_is_no_other_ones(
     disks = [image(volume.at / "disk.img") for volume in volumes]
     for name, disk in zip(["here", "late"], disks, strict=True):
         client.acquire(name, disk)
-    held, freed = label(disks[1]), here.device
+    held = label(disks[1])
     with reboot(own_daemon):
-        device = late.device
-        late.unmount()
-        mount_again([here], [device])
+        exchange(here, late)
+        here.mount()
     assert devices(own_daemon) == {here.number, -1}
     client.release("here")
     assert label(disks[0]) is None
     assert client.vms() == {"late": "labelled"}
-    late.mount(freed)
+    late.mount()
     assert label(disks[1]) == held
     client.release("late")
     assert label(disks[1]) is None
