@@ -149,9 +149,9 @@ class Operations:
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
         suspects = self._suspects(operation.vm, outcomes) + await self._living(operation.vm)
         reach(Point.CLOSE_BEFORE)
-        await self._doors.store.write(
-            lambda db: entries.abandon_acquire(db, operation, suspects), durable=False
-        )
+        # Durable: after a power cut an acquisition that is open may have been promised, and is
+        # finished; the caller of this one is about to hear that it failed.
+        await self._doors.store.write(lambda db: entries.abandon_acquire(db, operation, suspects))
         reach(Point.CLOSE_AFTER)
         self._events.drift(apply.findings(operation.vm, outcomes))
 
