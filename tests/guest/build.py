@@ -20,6 +20,7 @@ from typing import Final
 REPO: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = REPO / ".cache" / "guest"
 _INSIDE: Final = Path(__file__).parent / "inside"
+_UNITS: Final = ("guest-run.service", "guest-cuts.target")
 _IMAGE_BYTES: Final = 4 << 30
 _APT_TIMEOUT_S: Final = 900
 _STEP_TIMEOUT_S: Final = 300
@@ -93,7 +94,7 @@ def guest(suite: str = "trixie") -> Guest:
     tree = newest if suite == "trixie" else tree_of(suite)
     deb = package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
-    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", "guest-run.service")]
+    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", *_UNITS)]
     image = _kept("image", made_of, f"-{suite}.ext4")
     if not image.exists():
         with copy_of(tree) as work:
@@ -181,7 +182,8 @@ def _configure(tree: Path) -> None:
     program = tree / "usr/local/lib/guest-run/boot"
     program.parent.mkdir()
     shutil.copy(_INSIDE / "boot", program)
-    shutil.copy(_INSIDE / "guest-run.service", tree / "etc/systemd/system")
+    for name in _UNITS:
+        shutil.copy(_INSIDE / name, tree / "etc/systemd/system")
     chroot(tree, "systemctl", "-q", "enable", "guest-run.service")
     chroot(tree, "systemctl", "-q", "mask", *_MASKED)
 

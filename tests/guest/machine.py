@@ -2,9 +2,10 @@
 """Boots the guest, passes on what it says, and judges by its last words.
 
 The guest is run by the QEMU of its own tree, whose version the guest was tried with, through the
-tree's own loader. Nothing of a run is kept in the image.
+tree's own loader.
 """
 
+import functools
 import subprocess
 import sys
 import tarfile
@@ -20,7 +21,7 @@ from tests.guest.build import CACHE, REPO, Guest
 _MEMORY_MIB: Final = 2048
 _PROCESSORS: Final = 2
 _PROBE_S: Final = 20.0
-_LAST: Final = "SVIRT-GUEST-RC "
+LAST: Final = "SVIRT-GUEST-RC "
 # What the guest gets of the tree: not the package, which it has as it was installed.
 _PASSED: Final = ("tests", "pyproject.toml")
 _KERNEL: Final = (
@@ -56,36 +57,54 @@ def boot(
     """Boot, run inside/`wanted` with `arguments` in its environment, and wait for the end."""
     folder = CACHE / f"run-{wanted}-{guest.suite}"
     folder.mkdir(parents=True, exist_ok=True)
-    source, output = folder / "source.tar", folder / "output"
-    _pack(source, arguments)
-    for name in ("output", "journal", "console"):
-        (folder / name).write_bytes(b"")
-    command = [
-        *_qemu(guest),
-        *_accelerator(guest),
-        *("-smp", str(_PROCESSORS), "-m", str(_MEMORY_MIB)),
-        *("-serial", f"file:{folder}/console"),
-        *("-append", f"{_KERNEL} svirt.run={wanted}"),
-        *("-drive", f"file={guest.image},if=none,id=root,format=raw,snapshot=on,cache=unsafe"),
-        # The cloud kernel has NVMe built in, so that no initramfs is needed; one only, two race.
-        *("-device", "nvme,drive=root,serial=root"),
-        *("-drive", f"file={source},if=none,id=source,format=raw,readonly=on"),
-        *("-device", "virtio-blk-pci,drive=source"),
-        *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
-        *("-chardev", f"file,id=out,path={output}", "-device", "virtserialport,chardev=out,nr=1"),
-        *("-chardev", f"file,id=log,path={folder}/journal"),
-        *("-device", "virtserialport,chardev=log,nr=2"),
-    ]
+    output = folder / "output"
+    prepare(folder, arguments)
+    command = qemu_command(
+        guest,
+        folder,
+        # Nothing of a run is kept in the image.
+        root=f"file={guest.image},format=raw,snapshot=on,cache=unsafe",
+        arguments=f"svirt.run={wanted}",
+        memory_mib=_MEMORY_MIB,
+    )
     with (
-        subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, env=_environment(guest.tree)
-        ) as process,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment(guest.tree)) as process,
         open(output, encoding="utf-8", errors="replace") as said,
     ):
         try:
             return Verdict(follow(process, said, shown, limit_s), folder)
         finally:
             process.kill()
+
+
+def prepare(folder: Path, arguments: str) -> None:
+    """Pack what the guest gets, and empty what it will say."""
+    _pack(folder / "source.tar", arguments)
+    for name in ("output", "journal", "console"):
+        (folder / name).write_bytes(b"")
+
+
+def qemu_command(
+    guest: Guest, folder: Path, *, root: str, arguments: str, memory_mib: int
+) -> list[str]:
+    """Return the command that boots with `root` as its disk and keeps what is said in `folder`."""
+    return [
+        *_qemu(guest),
+        *_accelerator(guest),
+        *("-smp", str(_PROCESSORS), "-m", str(memory_mib)),
+        *("-serial", f"file:{folder}/console"),
+        *("-append", f"{_KERNEL} {arguments}"),
+        *("-drive", f"{root},if=none,id=root"),
+        # The cloud kernel has NVMe built in, so that no initramfs is needed; one only, two race.
+        *("-device", "nvme,drive=root,serial=root"),
+        *("-drive", f"file={folder}/source.tar,if=none,id=source,format=raw,readonly=on"),
+        *("-device", "virtio-blk-pci,drive=source"),
+        *("-device", "virtio-serial-pci", "-device", "virtio-rng-pci"),
+        *("-chardev", f"file,id=out,path={folder}/output"),
+        *("-device", "virtserialport,chardev=out,nr=1"),
+        *("-chardev", f"file,id=log,path={folder}/journal"),
+        *("-device", "virtserialport,chardev=log,nr=2"),
+    ]
 
 
 def follow(
@@ -101,11 +120,11 @@ def follow(
         part += said.readline()
         if part.endswith("\n"):
             last, part = part.rstrip(), ""
-            if not last.startswith(_LAST):
+            if not last.startswith(LAST):
                 shown.write(f"{last}\n")
                 shown.flush()
         elif ended:
-            code = last.removeprefix(_LAST) if last.startswith(_LAST) and not part else ""
+            code = last.removeprefix(LAST) if last.startswith(LAST) and not part else ""
             return int(code) if code.isdigit() else None
         elif process.poll() is not None:
             ended = True  # one more look: it may have written between the two
@@ -131,7 +150,8 @@ def _not_made(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if "__pycache__" in info.name else info
 
 
-def _environment(tree: Path) -> dict[str, str]:
+def environment(tree: Path) -> dict[str, str]:
+    """What the QEMU of a tree needs in its environment."""
     return {"QEMU_MODULE_DIR": f"{tree}/usr/lib/x86_64-linux-gnu/qemu", "PATH": "/usr/bin"}
 
 
@@ -148,6 +168,7 @@ def _qemu(guest: Guest) -> list[str]:
     ]
 
 
+@functools.cache
 def _accelerator(guest: Guest) -> Sequence[str]:
     """KVM where it runs this very kernel, software emulation elsewhere.
 
@@ -169,7 +190,7 @@ def _boots(guest: Guest, accelerator: Sequence[str]) -> bool:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=_environment(guest.tree),
+            env=environment(guest.tree),
             timeout=_PROBE_S,
             check=False,
         )
