@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from svirtd import __version__, failpoints
@@ -23,6 +23,7 @@ from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.core.model import Contexts
 from svirtd.engine import keeper
+from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--config", metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
     parser.add_argument("--version", action="version", version=f"svirtd {__version__}")
+    parser.add_argument("--restore", metavar="FILE", help="put a copy in the book's place and exit")
+    parser.add_argument("--check-copy", metavar="FILE", help="look at all of a copy and exit")
     parser.add_argument("--test-failpoints", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     journal = Journal()
@@ -79,12 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             failpoints.arm(os.environ)
         except (ValueError, OSError) as error:
             return _give_up(journal, str(error), _EXIT_CONFIG)
+    if options.check_copy is not None:
+        return _errand(lambda: keeper.check_copy(options.check_copy))
     try:
         config = configuration.load(options.config)
     except ConfigError as error:
         return _give_up(journal, str(error), _EXIT_CONFIG)
     if os.geteuid() != 0:
         return _give_up(journal, "svirtd must run as root: only root can set labels", _EXIT_START)
+    if options.restore is not None:
+        return _errand(lambda: keeper.restore(config, options.restore, journal))
     problems: list[BaseException] = []
     try:
         _run(config, options.config, journal)
@@ -95,6 +102,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     here = any(isinstance(error, StartError) for error in problems)
     text = "; ".join(str(error) or type(error).__name__ for error in problems)
     return _give_up(journal, text, _EXIT_START if here else _EXIT_FAILED)
+
+
+def _errand(work: Callable[[], str]) -> int:
+    """Do something while no daemon has the book; the answer is for whoever has asked for it."""
+    try:
+        sys.stdout.write(f"{work()}\n")
+    except StartError as error:
+        sys.stderr.write(f"svirtd: {error}\n")
+        return _EXIT_START
+    return 0
 
 
 def _leaves(group: BaseExceptionGroup[Any]) -> list[BaseException]:
@@ -216,7 +233,8 @@ class _Daemon:
             events.listen(listener)
         await recovery.run()
 
-        objects = Objects(requests, Queries(doors), verify, jobs, doors)
+        backups = Backups(doors.config.registry_path, doors.store, self._journal)
+        objects = Objects(requests, Queries(doors), verify, jobs, backups, doors)
         events.listen(objects)
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, self._spawn
@@ -255,6 +273,7 @@ class _Daemon:
         ]
         stop = asyncio.ensure_future(self._stop.wait())
         done, _ = await asyncio.wait([stop, *background], return_when=asyncio.FIRST_COMPLETED)
+        backups.close()
         for task in (stop, *background):
             task.cancel()
         await asyncio.gather(stop, *background, return_exceptions=True)

@@ -95,6 +95,10 @@ class NoAnswer(Failed):
 class BookDamaged(Failed):
     """The book is there and is not what svirtd wrote; the daemon ends and starts with another."""
 
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(f"the book {path} is damaged: {what}")
+        self.what = what
+
 
 class NoSuchVM(SvirtError):
     """No VM of this name, process or path is in the book."""

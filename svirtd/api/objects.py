@@ -19,6 +19,7 @@ from svirtd.api.contract import (
 )
 from svirtd.core.model import Caller, Finding, JobView, Standing
 from svirtd.core.names import escape_path
+from svirtd.engine.backups import Backups
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Listener
 from svirtd.engine.jobs import Jobs
@@ -73,11 +74,18 @@ class Objects(Listener):
     """Handlers of every member that is svirtd's own, and the signals."""
 
     def __init__(
-        self, requests: Requests, queries: Queries, verify: Verify, jobs: Jobs, doors: Doors
+        self,
+        requests: Requests,
+        queries: Queries,
+        verify: Verify,
+        jobs: Jobs,
+        backups: Backups,
+        doors: Doors,
     ) -> None:
         self._queries = queries
         self._requests = requests
         self._verify_ = verify
+        self._backups = backups
         self._jobs = jobs
         self._doors = doors
         self.emit: Emit = lambda *_: None
@@ -94,6 +102,7 @@ class Objects(Listener):
             (MANAGER, "GetVMByPID"): self._get_vm_by_pid,
             (MANAGER, "ListVMs"): self._list_vms,
             (MANAGER, "FindOwners"): self._find_owners,
+            (MANAGER, "Backup"): self._backup,
             (MANAGER, "Verify"): self._verify,
             (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
@@ -156,6 +165,10 @@ class Objects(Listener):
         wanted = wire.read_verify(repair, options)
         findings = await self._verify_.run(call.caller, wanted)
         return Reply([[answers.finding(one) for one in findings]])
+
+    async def _backup(self, call: Call) -> Reply:
+        wire.no_options(call.body[0])
+        return Reply([0], (await self._backups.open(call.caller),))
 
     async def manager_properties(self, caller: Caller) -> dict[str, Variant]:
         """Return every property of org.svirt1.Manager."""

@@ -22,9 +22,8 @@ def move(path: str, why: str) -> str:
     loses it first: a log that is left alone means nothing to SQLite, a book without its log would
     be one from another day. Raises StartError.
     """
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     try:
-        aside, parts = _link_all(path, f"{path}.{why}-{stamp}")
+        aside, parts = _link_all(path, why)
         sync_folder(path)
         for part in parts:
             os.unlink(path + part)
@@ -35,7 +34,15 @@ def move(path: str, why: str) -> str:
     return aside
 
 
-def _link_all(path: str, wanted: str) -> tuple[str, list[str]]:
+def keep(path: str, why: str) -> str:
+    """As move(), but the book has its name on; it has no log. Raises OSError."""
+    aside, _ = _link_all(path, why)
+    sync_folder(path)
+    return aside
+
+
+def _link_all(path: str, why: str) -> tuple[str, list[str]]:
+    wanted = f"{path}.{why}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}"
     aside, number = wanted, 0
     while any(os.path.lexists(aside + part) for part in PARTS):
         number += 1

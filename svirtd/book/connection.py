@@ -146,6 +146,17 @@ def reading_all(path: str) -> Iterator[None]:
         raise _damaged(path, error) from error
 
 
+@contextlib.contextmanager
+def serving(path: str) -> Iterator[None]:
+    """While the book is in use: turn errors into Failed, or BookDamaged."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise failure(path, error) from error
+    except (StartError, OSError) as error:
+        raise Failed(f"the book {path} cannot be used now: {error}") from error
+
+
 def is_damage(error: sqlite3.DatabaseError) -> bool:
     """Say whether SQLite met a file that is not what was written."""
     # Text that is not UTF-8 is Python's own error, and has no code.
@@ -170,7 +181,7 @@ def failure(path: str, error: sqlite3.Error) -> Failed:
 
 
 def _damaged(path: str, error: Exception) -> BookDamaged:
-    return BookDamaged(f"the book {path} is damaged: {error}")
+    return BookDamaged(path, str(error))
 
 
 def _code(error: sqlite3.Error) -> int | None:

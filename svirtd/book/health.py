@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Is the book what svirtd wrote? A quick look at each start, a whole check beside the service."""
 
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from svirtd.book import ledger, pool, registry
-from svirtd.book.connection import Database, connect_to_read, failure, reading_all
+from svirtd.book.connection import Database, connect_to_read, opening, reading_all, serving
 from svirtd.core.mcs import format_categories, parse_categories
 from svirtd.core.pool import Permutation, PoolState, Shape, make_shape
-from svirtd.errors import BookDamaged, Failed, StartError
+from svirtd.errors import BookDamaged, Failed
 
 # A damaged book has many faults; the first few tell enough.
 _FAULTS_MAX: Final = 5
+_MAGIC: Final = b"SQLite format 3\0"
 _SUSPECTS_AT_ONCE: Final = 1000
 # Python holds its lock while it counts: so many ranks, then a rest, and requests are not held up.
 _RANKS_AT_ONCE: Final = 256
@@ -57,13 +57,10 @@ class Check:
     def run(self) -> None:
         """Check. Raises BookDamaged, or Failed if the book cannot be read or stop() was called."""
         try:
-            self._db = connect_to_read(self._path)
-            self._db.conn.set_progress_handler(self._stopped.is_set, 1000)
-            whole(self._path, self._db, self._rest)
-        except sqlite3.Error as error:
-            raise failure(self._path, error) from error
-        except StartError as error:
-            raise Failed(str(error)) from error
+            with serving(self._path):
+                self._db = connect_to_read(self._path)
+                self._db.conn.set_progress_handler(self._stopped.is_set, 1000)
+                whole(self._path, self._db, self._rest)
         finally:
             if self._db is not None:
                 self._db.close()
@@ -82,20 +79,29 @@ class Check:
             raise Failed("it was interrupted")
 
 
-def is_empty(path: str) -> bool:
-    """Say whether the book's file is there and has nothing in it.
+def refuse_other_file(path: str) -> None:
+    """Raise BookDamaged if a file is there and is no database. Raises StartError if unreadable.
 
-    SQLite takes such a file for a new database: it would hide that there was a book.
+    SQLite takes an empty file for a new database, which would hide that there was a book; and it
+    removes the log of a file that it finds to be none.
     """
-    try:
-        return os.stat(path).st_size == 0
-    except FileNotFoundError:
-        return False
+    with opening(path):
+        try:
+            with open(path, "rb") as file:
+                start = file.read(len(_MAGIC))
+        except FileNotFoundError:
+            return
+        except IsADirectoryError:
+            return  # SQLite has the words for that
+    if not start:
+        raise BookDamaged(path, "it is empty")
+    if start != _MAGIC:
+        raise BookDamaged(path, "file is not a database")
 
 
 def _refuse(path: str, faults: Sequence[str]) -> None:
     if faults:
-        raise BookDamaged(f"the book {path} is damaged: {'; '.join(faults[:_FAULTS_MAX])}")
+        raise BookDamaged(path, "; ".join(faults[:_FAULTS_MAX]))
 
 
 def _structure_faults(db: Database) -> Iterator[str]:
@@ -131,15 +137,13 @@ def _pool_faults(db: Database) -> Iterator[str]:
     if state.issued > shape.total:
         yield f"the pool has issued {state.issued} of {shape.total} sets"
     for table in ("vm", "returned", "quarantine"):
-        for (rank,) in db.execute(
-            f"SELECT rank FROM {table} WHERE rank NOT BETWEEN 0 AND ? LIMIT 1", [shape.total - 1]
-        ):
-            yield f"{table} has rank {rank}, which does not exist"
-    for table in ("vm", "quarantine"):
-        for (rank,) in db.execute(
-            f"SELECT rank FROM returned WHERE rank IN (SELECT rank FROM {table}) LIMIT 1"
-        ):
-            yield f"rank {rank} is free, and in {table}"
+        # From the ends of an index: a start must not read every row of a large book.
+        lowest, highest = db.execute(
+            f"SELECT (SELECT min(rank) FROM {table}), (SELECT max(rank) FROM {table})"
+        ).fetchone()
+        for rank in (lowest, highest):
+            if rank is not None and not 0 <= rank < shape.total:
+                yield f"{table} has rank {rank}, which does not exist"
 
 
 def _row_faults(db: Database, rest: Callable[[], None]) -> Iterator[str]:
@@ -160,6 +164,11 @@ def _row_faults(db: Database, rest: Callable[[], None]) -> Iterator[str]:
             rest()
     ledger.unfinished(db)
     pool.suspects(db, -1)
+    for table in ("vm", "quarantine"):
+        for (rank,) in db.execute(
+            f"SELECT rank FROM returned WHERE rank IN (SELECT rank FROM {table}) LIMIT 1"
+        ):
+            yield f"rank {rank} is free, and in {table}"
     ahead = 0
     for number, (rank,) in enumerate(
         db.execute(

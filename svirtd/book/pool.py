@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from svirtd.book import schema
 from svirtd.book.connection import Database
 from svirtd.core import pool as core
 from svirtd.core.model import Counts, Identity
@@ -48,7 +49,7 @@ class Suspect:
 
 
 def prepare(db: Database, text: PoolText, shape: Shape) -> Permutation:
-    """Return this book's permutation; make its pool on first use.
+    """Return this book's permutation; make its pool on first use, another order in a copy's.
 
     Raises StartError if the configuration has changed while ranks of the old one are in use:
     the same rank would mean other categories.
@@ -60,6 +61,9 @@ def prepare(db: Database, text: PoolText, shape: Shape) -> Permutation:
         db.execute("DELETE FROM pool")
         db.execute("DELETE FROM returned")
         row = None
+    if schema.unmark_copy(db) and row is not None:
+        rekey(db)
+        row = db.execute("SELECT private, groups, reserved, size, key FROM pool").fetchone()
     if row is not None:
         return Permutation(row[4], shape.total)
     key = secrets.token_bytes(_KEY_BYTES)

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Tables of the book and the migrations that make them, each applied once and in this order."""
 
+from typing import Final
+
 from sqlite_utils import Database, Migrations
 
 from svirtd.errors import StartError
 
 migrations = Migrations("svirtd")
+
+# SQLite keeps a number for the application: that of the book in use is 0.
+_COPY: Final = 1
 
 
 @migrations(name="0001-registry")
@@ -164,6 +169,12 @@ def migrate(db: Database) -> None:
 
     Raises StartError if a newer svirtd has written it: its rows may mean what we do not know.
     """
+    _refuse_newer(db)
+    if migrations.pending(db):
+        migrations.apply(db)
+
+
+def _refuse_newer(db: Database) -> None:
     known = {name for name, _ in _all()}
     newer = [m.name for m in migrations.applied(db) if m.name not in known]
     if newer:
@@ -171,8 +182,32 @@ def migrate(db: Database) -> None:
             f"the book was written by a newer svirtd (it has {', '.join(newer)}); "
             "install that version again, or restore a backup of the book made by this one"
         )
-    if migrations.pending(db):
-        migrations.apply(db)
+
+
+def refuse_foreign(db: Database) -> None:
+    """Raise ValueError for a database that svirtd has not written, StartError for a newer book."""
+    if not migrations.applied(db):
+        raise ValueError("it is a database, and not a book of svirtd")
+    _refuse_newer(db)
+
+
+def is_current(db: Database) -> bool:
+    """Say whether the book has this version's schema."""
+    return not migrations.pending(db)
+
+
+def mark_as_copy(db: Database) -> None:
+    """Say in the file that it is a copy, from which nothing has been drawn yet."""
+    db.execute(f"PRAGMA user_version={_COPY}")
+
+
+def unmark_copy(db: Database) -> bool:
+    """Take that back; returns whether it was said."""
+    (found,) = db.execute("PRAGMA user_version").fetchone()
+    if found != _COPY:
+        return False
+    db.execute("PRAGMA user_version=0")
+    return True
 
 
 def _all() -> list[tuple[str, object]]:

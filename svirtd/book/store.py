@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from svirtd.book import aside, health, schema
+from svirtd.book import aside, copies, health, schema
 from svirtd.book.connection import (
     Database,
     concerns_all,
@@ -69,6 +69,8 @@ class Store:
         with contextlib.ExitStack() as undo:
             self._lock_fd = lock(path)
             undo.callback(os.close, self._lock_fd)
+            with opening(path):
+                copies.sweep(path)
             self._writer = undo.enter_context(contextlib.closing(self._open(replaced)))
             with opening(path):
                 self._grow_log()
@@ -96,30 +98,39 @@ class Store:
 
     def _open(self, replaced: Replaced | None) -> Database:
         try:
-            return self._open_sound()
-        except BookDamaged as error:
+            return self._open_sound(replaced)
+        except BookDamaged:
             if replaced is None:
                 raise
-            replaced(aside.move(self._path, "damaged"), error)
-        return self._open_sound()
+        # It has been moved aside.
+        return self._open_sound(None)
 
-    def _open_sound(self) -> Database:
+    def _open_sound(self, replaced: Replaced | None) -> Database:
         path = self._path
-        if health.is_empty(path):
-            raise BookDamaged(f"the book {path} is empty")
-        with contextlib.ExitStack() as undo:
-            db = undo.enter_context(contextlib.closing(connect(path)))
-            with reading_all(path):
-                schema.migrate(db)
-            reach(Point.BOOK_MIGRATED)
-            health.at_start(path, db)
-            if aside.is_suspected(path):
-                health.whole(path, db)
-                self.checked = True
-                with opening(path):
-                    aside.clear(path)
-            undo.pop_all()
+        with contextlib.ExitStack() as opened:
+            try:
+                health.refuse_other_file(path)
+                db = opened.enter_context(contextlib.closing(connect(path)))
+                self._look(db)
+            except BookDamaged as error:
+                # While it is open: with the last connection SQLite would remove the log.
+                if replaced is not None:
+                    replaced(aside.move(path, "damaged"), error)
+                raise
+            opened.pop_all()
             return db
+
+    def _look(self, db: Database) -> None:
+        path = self._path
+        with reading_all(path):
+            schema.migrate(db)
+        reach(Point.BOOK_MIGRATED)
+        health.at_start(path, db)
+        if aside.is_suspected(path):
+            health.whole(path, db)
+            self.checked = True
+            with opening(path):
+                aside.clear(path)
 
     @property
     def commits(self) -> int:
@@ -182,8 +193,9 @@ class Store:
 
     async def damaged(self) -> BookDamaged:
         """Wait until the book is found damaged, by whomever."""
-        await self._is_damaged.wait()
-        return self._damage or BookDamaged(f"the book {self._path} is damaged")
+        while self._damage is None:
+            await self._is_damaged.wait()
+        return self._damage
 
     def close(self) -> None:
         """Finish what is queued and close the file.

@@ -106,6 +106,18 @@ def _resources(disks: Sequence[Disk]) -> list[dict[str, Variant]]:
     ]
 
 
+def _stream(reply: Message) -> socket.socket:
+    """Take the socket out of a reply."""
+    fds, reply.unix_fds = list(reply.unix_fds), []
+    try:
+        if reply.body[0] >= len(fds):
+            raise Failure(INCONSISTENT, "svirtd announced a stream and sent none", Exit.REFUSED)
+        return socket.socket(fileno=os.dup(fds[reply.body[0]]))
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
 class Client:
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
 
@@ -220,14 +232,12 @@ class Client:
         """Connect to a socket in a VM's runtime folder; the caller closes the stream."""
         path = await self._path_of(name)
         reply = await self._call(path, _VM, "OpenChannel", "sa{sv}", [socket_name, {}], "h")
-        fds, reply.unix_fds = list(reply.unix_fds), []
-        try:
-            if reply.body[0] >= len(fds):
-                raise Failure(INCONSISTENT, "svirtd announced a stream and sent none", Exit.REFUSED)
-            return socket.socket(fileno=os.dup(fds[reply.body[0]]))
-        finally:
-            for fd in fds:
-                os.close(fd)
+        return _stream(reply)
+
+    async def backup(self) -> socket.socket:
+        """Return a stream of a copy of the book; the caller closes it."""
+        reply = await self._call(_ROOT, _MANAGER, "Backup", "a{sv}", [{}], "h", _LONG_TIMEOUT_S)
+        return _stream(reply)
 
     async def watch(self, handler: Callable[[Event], None]) -> None:
         """Have `handler` called for each signal of the daemon, until the connection ends.

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from svirtd.core.model import Lifetime
-from svirtd.ctl import arguments, render
+from svirtd.ctl import arguments, book, render
 from svirtd.ctl.answers import Event
 from svirtd.ctl.arguments import Disk, Property
 from svirtd.ctl.channel import Unsent, pump
@@ -353,6 +353,8 @@ COMMANDS: Final = {
         show,
         owners,
         verify,
+        book.backup,
+        book.restore,
         channel,
         monitor,
         status,

@@ -17,6 +17,7 @@ class Action(enum.Enum):
     CONNECT = "connect to VMs"
     VERIFY = "compare the book with the host"
     REPAIR = "have labels put back"
+    BACKUP = "copy the book"
 
 
 def authorize(caller: Caller, action: Action) -> None:

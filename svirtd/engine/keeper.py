@@ -12,7 +12,9 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from svirtd.book import copies
 from svirtd.book.health import Check
+from svirtd.book.pool import PoolText
 from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.errors import BookDamaged, SvirtError
@@ -47,6 +49,29 @@ def close_book(store: Store, journal: Journal) -> None:
             priority=Priority.CRITICAL,
         )
     store.close()
+
+
+def check_copy(source: str) -> str:
+    """Look at all of a copy of a book. Raises StartError with what is wrong with it."""
+    copies.check(source)
+    return f"{source} is a sound copy of a book"
+
+
+def restore(config: Config, source: str, journal: Journal) -> str:
+    """Put a copy in the book's place and return the name of the earlier book, empty if none.
+
+    Raises StartError; the book is what it was then.
+    """
+    text = PoolText(config.private, config.groups, config.reserved, config.private_size)
+    earlier = copies.restore(config.registry_path, source, text, config.shape)
+    journal.record(
+        MessageId.BOOK_REPLACED,
+        f"the book {config.registry_path} was restored from {source}"
+        + (f"; the earlier one is {earlier} now" if earlier else ""),
+        priority=Priority.NOTICE,
+        SVIRT_PATH=earlier or "",
+    )
+    return earlier or ""
 
 
 async def watch(store: Store, path: str, journal: Journal) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 PAGE_BYTES = 4096
+Hurt = Callable[[Path], object]
 
 
-def statement(text: str) -> Callable[[Path], None]:
+def statement(text: str) -> Hurt:
     """Change the book as svirtd never would."""
 
     def hurt(path: Path) -> None:
@@ -43,7 +44,7 @@ def pages(path: Path) -> None:
     _write(path, PAGE_BYTES, os.urandom(size - PAGE_BYTES))
 
 
-def page_of(name: str) -> Callable[[Path], None]:
+def page_of(name: str) -> Hurt:
     """Other bytes in the root page of one table or index."""
 
     def hurt(path: Path) -> None:
@@ -52,7 +53,7 @@ def page_of(name: str) -> Callable[[Path], None]:
     return hurt
 
 
-def bits_of(name: str) -> Callable[[Path], None]:
+def bits_of(name: str) -> Hurt:
     """Flipped bits in the content of a table or index, whose structure stays as it was."""
 
     def hurt(path: Path) -> None:

@@ -23,7 +23,7 @@ _CONSTANTS: Final = {
 def _handlers() -> dict[tuple[str, str], Any]:
     # The table is made without asking anything of what the handlers will work with.
     nothing = cast("Any", None)
-    return dict(Objects(nothing, nothing, nothing, nothing, nothing).handlers())
+    return dict(Objects(nothing, nothing, nothing, nothing, nothing, nothing).handlers())
 
 
 def _calls(name: str) -> Iterator[ast.Call]:

@@ -7,7 +7,7 @@ import resource
 import sqlite3
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +19,7 @@ from svirtd.core.model import Identity
 from svirtd.errors import BookDamaged, Failed, StartError
 from tests import books
 from tests.books import damage
-
-Hurt = Callable[[Path], None]
+from tests.books.damage import Hurt
 
 # What a start meets before it uses the book.
 AT_START: dict[str, tuple[Hurt, str]] = {
@@ -53,10 +52,6 @@ AT_START: dict[str, tuple[Hurt, str]] = {
         damage.statement("UPDATE returned SET rank = 294528 WHERE seq = 2"),
         "returned has rank 294528",
     ),
-    "free and used": (
-        damage.statement("UPDATE returned SET rank = (SELECT max(rank) FROM vm) WHERE seq = 2"),
-        "is free, and in vm",
-    ),
     "a state": (damage.statement("UPDATE vm SET state = 'x' WHERE name = 'web'"), "not a valid"),
     "an access": (damage.statement("UPDATE hold SET access = 'x'"), "not a valid"),
     "a kind": (damage.statement("UPDATE operation SET kind = 'x'"), "not a valid"),
@@ -79,6 +74,10 @@ LATER: dict[str, tuple[Hurt, str]] = {
     "categories": (
         damage.statement("UPDATE vm SET categories = 'c1,c2' WHERE name = 'spare'"),
         "VM 'spare' has categories c1,c2",
+    ),
+    "free and used": (
+        damage.statement("UPDATE returned SET rank = (SELECT max(rank) FROM vm) WHERE seq = 2"),
+        "is free, and in vm",
     ),
     "a rank nobody drew": (
         damage.statement("UPDATE returned SET rank = 17 WHERE seq = 2"),
@@ -238,7 +237,7 @@ def test_without_descriptors_it_stays(path: Path) -> None:
     try:
         # One for the lock, none for the book.
         resource.setrlimit(resource.RLIMIT_NOFILE, (max([highest, *taken]) + 2, hard))
-        with pytest.raises(StartError, match="unable to open database file"):
+        with pytest.raises(StartError, match="Too many open files"):
             Store.open(str(path), replaced=lambda *_: pytest.fail("it was moved aside"))
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
