@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The steps of a random history, as hypothesis draws them; what each does is in histories_run.py.
+
+A step that draws something that is not there, or could only be refused, takes what is there
+instead, unless it insists: a history of refusals would say little. Which steps can be drawn never
+depends on what came before, or a history that ends at a fail point could not be drawn again.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from svirtd.failpoints import Point
+from tests.crash import model
+from tests.crash.histories_run import FILES, USER_HOME, VIRT_IMAGE, Run, Stage
+from tests.crash.model import Want
+
+NAMES: Final = (*FILES, "g0", "g1")
+VMS: Final = ("a", "b", "c", "d")
+LABELS: Final = (
+    None,
+    USER_HOME,
+    VIRT_IMAGE,
+    model.CONTENT,
+    "system_u:object_r:etc_t:s0",
+    f"{model.IMAGE}:c700,c701",
+    f"{model.CONTENT}:c700,c701",
+    f"{model.CONTENT}:c0,c1",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Acquire, Launch, or Plan with or without an Acquire behind it."""
+
+    what: str
+    vm: str
+    wants: tuple[Want, ...]
+    persistent: bool
+    slot: int | None
+    insist: bool
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Release or Forget."""
+
+    what: str
+    vm: str
+    insist: bool
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A VM's process is killed, or a caller leaves; a daemon that is away stays so."""
+
+    what: str
+    vm: str
+    slot: int
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The daemon is killed, stopped, or started (again)."""
+
+    what: str
+    again: bool
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class Relabel:
+    """By a third party: to this label, or to that of the file of this name."""
+
+    name: str
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Disturb:
+    """What else third parties do to files."""
+
+    what: str
+    name: str
+    to: str
+    keep_label: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """A file becomes immutable or mutable again; without a name, a mount read-only."""
+
+    name: str | None
+    on: bool
+
+
+_names = st.sampled_from((*FILES, *NAMES))
+_vms = st.sampled_from(VMS)
+# In the middle: the ends of a range are drawn more often.
+_insist = st.sampled_from([False] * 5 + [True] + [False] * 6)
+_wants = st.lists(
+    st.builds(
+        lambda folder, name, access, fd: Want(f"{folder}/{name}", access, fd),
+        st.sampled_from(["disks", "disks", "view"]),
+        _names,
+        st.sampled_from(["exclusive", "readonly", "public", "public"]),
+        st.sampled_from([False, False, False, True]),
+    ),
+    min_size=1,
+    max_size=3,
+).map(tuple)
+# Where a daemon is to end: at the N-th time that it reaches a point.
+_deaths = st.builds(
+    "{}@{}=kill".format, st.sampled_from([str(point) for point in Point]), st.integers(1, 6)
+)
+_cuts = st.one_of(st.just(""), st.just(""), _deaths)
+# One rule with all of them: hypothesis leaves out rules at random, and would leave too few.
+_asks = st.builds(
+    Ask,
+    st.sampled_from(["Acquire", "Acquire", "Launch", "Launch", "Plan", "Plan and Acquire"]),
+    _vms,
+    _wants,
+    st.booleans(),
+    st.sampled_from([None, None, 0, 1]),
+    _insist,
+    _cuts,
+)
+steps = st.one_of(
+    _asks,
+    _asks,
+    _asks,
+    st.builds(GiveBack, st.sampled_from(["Release", "Release", "Forget"]), _vms, _insist, _cuts),
+    st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts),
+    st.builds(Service, st.sampled_from(["kill", "stop", "start"]), st.booleans(), _cuts),
+    st.builds(Relabel, _names, st.one_of(st.sampled_from(LABELS), _names)),
+    st.builds(
+        Disturb,
+        st.sampled_from(["delete", "make", "replace", "rename", "rename", "link"]),
+        _names,
+        _names,
+        st.booleans(),
+    ),
+    st.builds(Refuse, st.one_of(st.none(), _names), st.sampled_from([True, True, False])),
+)
+
+
+class Histories(RuleBasedStateMachine):
+    """The machine; `stage` is set by the test."""
+
+    stage: ClassVar[Stage]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.run = Run(self.stage)
+
+    @invariant()
+    def all_is_as_it_must_be(self) -> None:
+        self.run.check()
+
+    def teardown(self) -> None:
+        self.run.end(failed=sys.exc_info()[0] is not None)
+
+    @rule(it=steps)
+    def step(self, it: Ask | GiveBack | End | Service | Relabel | Disturb | Refuse) -> None:
+        match it:
+            case Ask():
+                self._ask(it)
+            case GiveBack():
+                self._give_back(it)
+            case End():
+                self._end(it)
+            case Service():
+                self._service(it)
+            case Relabel():
+                self._relabel(it)
+            case Disturb():
+                self._disturb(it)
+            case Refuse():
+                self._refuse(it)
+
+    # -- the daemon and what it is asked for ------------------------------------------------------
+
+    def _service(self, it: Service) -> None:
+        if it.what == "start":
+            self.run.start(it.cut, again=it.again)
+        elif self.run.up and it.what == "kill":
+            self.run.kill()
+        elif self.run.up:
+            self.run.stop()
+
+    def _serve(self, cut: str) -> None:
+        """Have a daemon that serves, and that ends at a fail point if it comes to it."""
+        if cut or not self.run.up:
+            self.run.start(cut)
+
+    def _one_of(self, name: str, fitting: Iterable[str], *, insist: bool = False) -> str:
+        """The VM that was drawn, or one that fits."""
+        some = sorted(fitting)
+        return name if insist or name in some or not some else some[0]
+
+    def _unused(self, it: Ask) -> str:
+        """A VM that can be acquired; if there is none, one is made so."""
+        known = self.run.world.vms
+        fitting = [
+            name
+            for name in VMS
+            if name not in known or (known[name].persistent and known[name].state == "reserved")
+        ]
+        if not fitting and not it.insist:
+            self.run.release(it.vm)
+        return self._one_of(it.vm, fitting, insist=it.insist)
+
+    def _wanted(self, it: Ask) -> list[Want]:
+        """What was drawn; without what would be refused or is there twice."""
+        if it.insist:
+            return list(it.wants)
+        world, found = self.run.world, dict[int, Want]()
+        for want in it.wants:
+            file = world.at(want.path)
+            if file is not None and not world.cannot_open(want) and not world.against(want):
+                found.setdefault(file.ino, want)
+        return list(found.values())
+
+    def _ask(self, it: Ask) -> None:
+        self._serve(it.cut)
+        vm, wanted, foretold = self._unused(it), self._wanted(it), ""
+        if it.what.startswith("Plan"):
+            foretold = self.run.plan(vm, wanted)
+        if it.what != "Plan":
+            launch = it.what == "Launch"
+            self.run.request(
+                vm,
+                wanted,
+                launch=launch,
+                persistent=it.persistent,
+                slot=it.slot,
+                foretold=foretold,
+            )
+
+    def _give_back(self, it: GiveBack) -> None:
+        self._serve(it.cut)
+        vms = self.run.world.vms
+        reserved = [vm.name for vm in vms.values() if vm.state == "reserved"]
+        if it.what == "Forget" and (reserved or it.insist):
+            self.run.forget(self._one_of(it.vm, reserved, insist=it.insist))
+        elif vms or it.insist:
+            self.run.release(self._one_of(it.vm, vms, insist=it.insist))
+
+    def _end(self, it: End) -> None:
+        run = self.run
+        if it.cut and run.up:
+            run.start(it.cut)
+        running = [
+            vm.name
+            for vm in run.world.vms.values()
+            if vm.state == "running" and vm.name not in run.ended
+        ]
+        if run.callers and (it.what == "caller" or not running):
+            run.caller_leaves(it.slot if it.slot in run.callers else min(run.callers))
+        elif running:
+            run.kill_vm(self._one_of(it.vm, running))
+
+    # -- third parties --------------------------------------------------------------------------
+
+    def _mutable(self, name: str) -> bool:
+        file = self.run.world.files.get(name)
+        return file is not None and not file.immutable
+
+    def _relabel(self, it: Relabel) -> None:
+        files, text = self.run.world.files, it.label
+        if text in NAMES:
+            if text not in files:
+                return
+            text = files[text].label
+        if self._mutable(it.name):
+            self.run.disks.relabel(it.name, text)
+            self.run.world.relabel(it.name, text)
+
+    def _disturb(self, it: Disturb) -> None:
+        world, disks, name, to = self.run.world, self.run.disks, it.name, it.to
+        old = world.files.get(name)
+        text = old.label if old is not None and it.keep_label else None
+        if old is None and it.what == "make":
+            world.make(name, disks.make(name, text), text)
+        if old is None or old.immutable:
+            return
+        if it.what in ("delete", "make"):
+            os.unlink(disks.name(name))
+            world.remove(name)
+        if it.what == "make":
+            # In the place of the old one: it gets its inode number, if nothing else holds that.
+            world.make(name, disks.make(name, text), text)
+        elif it.what == "replace":
+            # As an editor does, or `cp -a` and `mv`.
+            world.make("new", disks.make("new", text), text)
+            os.rename(disks.name("new"), disks.name(name))
+            world.rename("new", name)
+        elif it.what == "rename" and world.files.get(to) is not old:
+            if to not in world.files or self._mutable(to):
+                os.rename(disks.name(name), disks.name(to))
+                world.rename(name, to)
+        elif it.what == "link" and to not in world.files:
+            os.link(disks.name(name), disks.name(to))
+            world.link(name, to)
+
+    def _refuse(self, it: Refuse) -> None:
+        world = self.run.world
+        if it.name is None:
+            self.run.disks.read_only(on=it.on)
+            world.view_readonly = it.on
+        elif it.name in world.files:
+            self.run.disks.immutable(it.name, on=it.on)
+            world.files[it.name].immutable = it.on

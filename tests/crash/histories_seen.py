@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A world of the model, and the world as it is seen from outside, in the same words."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from tests.crash import histories_book as book
+from tests.crash import model
+from tests.crash.histories_disks import Disks
+from tests.crash.model import Guest, Hold, World
+
+# Six pairs for four VMs: they come back soon, and a full pool is met.
+POOL: Final = frozenset(range(4))
+_WORDS: Final = (
+    "Id",
+    "State",
+    "Categories",
+    "ProcessContext",
+    "ImageContext",
+    "Persistent",
+    "Unit",
+    "HasReason",
+    "Resources",
+)
+
+
+def expected(world: World, disks: Disks) -> dict[str, Any]:
+    """What must be seen of a world."""
+    return {
+        "files": {name: (file.ino, file.label) for name, file in world.files.items()},
+        "vms": {vm.name: _vm(vm, disks) for vm in world.vms.values()},
+        "suspects": sorted((one.pair, disks.path(one.path), one.ino) for one in world.suspects),
+        "counts": (len(world.in_use()), len(world.quarantined())),
+    }
+
+
+def _vm(vm: Guest, disks: Disks) -> dict[str, Any]:
+    return {
+        "Id": vm.id,
+        "State": vm.state,
+        "Categories": model.text(vm.pair),
+        "ProcessContext": f"{model.PROCESS}:{model.text(vm.pair)}",
+        "ImageContext": f"{model.IMAGE}:{model.text(vm.pair)}",
+        "Persistent": vm.persistent,
+        "Unit": f"svirt-{vm.name}.service" if vm.unit else "",
+        "HasReason": vm.state == "failed",
+        "Resources": [_hold(hold, disks) for hold in vm.holds],
+    }
+
+
+def _hold(hold: Hold, disks: Disks) -> dict[str, str]:
+    return {
+        "path": disks.path(hold.path),
+        "access": hold.access,
+        "context": hold.label,
+        "original": hold.original or "",
+    }
+
+
+def seen(
+    objects: Mapping[str, Any], manager: Mapping[str, Any], disks: Disks, path: Path
+) -> dict[str, Any]:
+    """What is seen: the VM objects and the manager's properties, the files, the book at `path`."""
+    vms = {}
+    for interfaces in objects.values():
+        vm = interfaces["org.svirt1.VM"]
+        vm["HasReason"] = bool(vm["StateReason"])
+        vms[vm["Name"]] = {key: vm[key] for key in _WORDS}
+    return {
+        "files": disks.labels(),
+        "vms": vms,
+        "suspects": book.suspects(path, POOL),
+        "counts": (manager["PairsInUse"], manager["PairsQuarantined"]),
+    }

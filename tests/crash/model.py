@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What svirtd promises, as a world of values: written from the design and the manual pages.
+
+No line of it comes from the engine, and it does nothing but count: it says what a request must lead
+to, and what the files, the VMs and the quarantine must be afterwards. A path is "FOLDER/NAME"; both
+folders show the same files, and the one named VIEW can be made read-only.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Final
+
+Pair = frozenset[int]
+
+VIEW: Final = "view"
+PROCESS: Final = "system_u:system_r:svirt_t:s0"
+IMAGE: Final = "system_u:object_r:svirt_image_t:s0"
+CONTENT: Final = "system_u:object_r:virt_content_t:s0"
+# [labels] relabel-from as it is by default; a file without a label is unlabeled_t.
+TAKEN: Final = frozenset(
+    {"virt_image_t", "virt_content_t", "virt_var_lib_t", "user_home_t", "user_tmp_t"}
+)
+
+BUSY: Final = "org.svirt1.Error.ResourceBusy"
+REFUSED: Final = "org.svirt1.Error.ResourceRefused"
+NO_LABEL: Final = "org.svirt1.Error.LabelRefused"
+EXISTS: Final = "org.svirt1.Error.VMExists"
+NO_VM: Final = "org.svirt1.Error.NoSuchVM"
+EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
+DRIFT: Final = "org.svirt1.Error.Drift"
+FAILED: Final = "org.svirt1.Error.Failed"
+TWICE: Final = "org.freedesktop.DBus.Error.InvalidArgs"
+
+
+def text(pair: Pair) -> str:
+    """Return a pair as a label ends with it."""
+    return ",".join(f"c{category}" for category in sorted(pair))
+
+
+def categories(label: str | None) -> Pair:
+    """Return the categories of a label."""
+    parts = (label or "").split(":", 4)
+    found: set[int] = set()
+    for part in parts[4].split(",") if len(parts) == 5 else ():
+        first, _, last = part.partition(".")
+        found |= set(range(int(first[1:]), int((last or first)[1:]) + 1))
+    return frozenset(found)
+
+
+@dataclass(slots=True)
+class File:
+    """One inode: what it carries, where it is found, whether it can be written.
+
+    `theirs`: a third party put the label there that it carries.
+    """
+
+    ino: int
+    label: str | None
+    names: set[str]
+    immutable: bool = False
+    theirs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """One resource of a request; `fd`: passed as a descriptor of that file."""
+
+    path: str
+    access: str
+    fd: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """One VM's use of one file, by the path that it was asked for."""
+
+    ino: int
+    path: str
+    access: str
+    label: str
+    original: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """A VM. `caller`: with whom it ends; `unit`: whether svirtd started it."""
+
+    name: str
+    id: str
+    pair: Pair
+    state: str
+    persistent: bool
+    caller: int | None = None
+    unit: bool = False
+    holds: tuple[Hold, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Suspect:
+    """A file that may still carry a pair: what keeps the pair in quarantine."""
+
+    pair: tuple[int, ...]
+    path: str
+    ino: int
+    label: str
+    original: str | None
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Finding:
+    """A difference that is reported, and left alone."""
+
+    kind: str
+    vm: str
+    path: str
+
+
+@dataclass(slots=True)
+class World:
+    """Files by name, VMs by name, the quarantine, and what was found since `findings` was read."""
+
+    pool: Pair
+    files: dict[str, File] = field(default_factory=dict)
+    vms: dict[str, Guest] = field(default_factory=dict)
+    suspects: list[Suspect] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    view_readonly: bool = False
+
+    # -- what there is ----------------------------------------------------------------------
+
+    def at(self, path: str) -> File | None:
+        """Return the file that a path leads to."""
+        return self.files.get(path.rpartition("/")[2])
+
+    def writable(self, path: str) -> bool:
+        """Say whether the file at a path can be written and labelled by that path."""
+        file = self.at(path)
+        read_only = self.view_readonly and path.startswith(f"{VIEW}/")
+        return file is not None and not file.immutable and not read_only
+
+    def pairs(self) -> set[Pair]:
+        """Return every pair that there is."""
+        return {frozenset(two) for two in combinations(sorted(self.pool), 2)}
+
+    def in_use(self) -> set[Pair]:
+        """Return the pairs that belong to a VM."""
+        return {vm.pair for vm in self.vms.values()}
+
+    def quarantined(self) -> set[Pair]:
+        """Return the pairs of no VM that a file may still carry."""
+        return {frozenset(one.pair) for one in self.suspects} - self.in_use()
+
+    def free(self) -> set[Pair]:
+        """Return the pairs that may be handed out."""
+        return self.pairs() - self.in_use() - self.quarantined()
+
+    def holders(self, ino: int) -> list[tuple[Guest, Hold]]:
+        """Return who holds a file, under whatever name."""
+        return [(vm, h) for vm in self.vms.values() for h in vm.holds if h.ino == ino]
+
+    def of_a_vm(self, label: str | None) -> bool:
+        """Say whether a label keeps or lets in some VM, of today or of any other day."""
+        return any(pair <= categories(label) for pair in self.pairs())
+
+    # -- Acquire, Launch, Plan --------------------------------------------------------------
+
+    def target(self, want: Want, pair: Pair) -> str:
+        """Return the label that a resource gets (design: the label algebra)."""
+        if want.access == "exclusive":
+            return f"{IMAGE}:{text(pair)}"
+        return CONTENT if want.access == "public" else f"{CONTENT}:{text(pair)}"
+
+    def cannot_open(self, want: Want) -> bool:
+        """Say whether the caller's right to a resource cannot be shown."""
+        if self.at(want.path) is None:
+            return True
+        return want.access == "exclusive" and not self.writable(want.path)
+
+    def against(self, want: Want) -> set[str]:
+        """Return the errors that stand against a resource that can be opened, by a plan's rules."""
+        file = self.at(want.path)
+        assert file is not None
+        holders = self.holders(file.ino)
+        if holders:
+            held = holders[0][1]
+            if want.access != "public" or held.access != "public":
+                return {BUSY}
+            return set() if file.label == held.label else {REFUSED}
+        refused = (
+            len(file.names) > 1
+            or (file.label is not None and file.label.split(":")[2] not in TAKEN)
+            or self.of_a_vm(file.label)
+        )
+        return {REFUSED} if refused else set()
+
+    def cannot_label(self, want: Want, pair: Pair) -> bool:
+        """Say whether the file system will not take the label that a resource needs."""
+        file = self.at(want.path)
+        assert file is not None
+        # One that is held already, or carries it by chance, needs none.
+        needs = not self.holders(file.ino) and file.label != self.target(want, pair)
+        return needs and not self.writable(want.path)
+
+    def general(self, name: str, wants: Sequence[Want]) -> set[str]:
+        """Return the errors that stand against a request as a whole."""
+        found = set()
+        known = self.vms.get(name)
+        if known is not None and (known.state != "reserved" or not known.persistent):
+            found.add(EXISTS)
+        if known is None and not self.free():
+            found.add(EXHAUSTED)
+        inos = [file.ino for want in wants if (file := self.at(want.path)) is not None]
+        if len(set(inos)) < len(inos):
+            found.add(TWICE)
+        return found
+
+    def judge(self, name: str, wants: Sequence[Want]) -> set[str]:
+        """Return the errors of which a request must meet one; empty if it must succeed."""
+        found = self.general(name, wants)
+        known = self.vms.get(name)
+        for want in wants:
+            if self.cannot_open(want):
+                found.add(REFUSED)
+                continue
+            against = self.against(want)
+            found |= against
+            # Which pair a new VM gets does not matter: no file that may be taken carries one.
+            if not against and self.cannot_label(want, known.pair if known else Pair()):
+                found.add(NO_LABEL)
+        return found
+
+    def grant(self, vm: Guest, wants: Sequence[Want]) -> None:
+        """Label for a VM that the service has made: its pair must be one that may be given."""
+        known = self.vms.get(vm.name)
+        if known is None:
+            assert vm.pair in self.free(), f"{text(vm.pair)} was handed out and is not free"
+        else:
+            assert (known.pair, known.id) == (vm.pair, vm.id), f"{vm.name} kept not pair and Id"
+        holds = []
+        for want in wants:
+            file = self.at(want.path)
+            assert file is not None
+            others = self.holders(file.ino)
+            original = others[0][1].original if others else file.label
+            label = self.target(want, vm.pair)
+            holds.append(Hold(file.ino, want.path, want.access, label, original))
+            if not others:
+                file.label, file.theirs = label, False
+        state = "running" if vm.unit else "labelled" if holds else "reserved"
+        persistent = vm.persistent or (known is not None and known.persistent)
+        self.vms[vm.name] = Guest(
+            vm.name, vm.id, vm.pair, state, persistent, vm.caller, vm.unit, tuple(holds)
+        )
+
+    # -- Release, Forget, the ends of units and callers --------------------------------------
+
+    def release(self, name: str) -> set[str]:
+        """Give back what a VM holds; returns the errors of which one must be met."""
+        vm = self.vms.get(name)
+        if vm is None:
+            return {NO_VM}
+        if vm.state == "reserved":
+            self._end(vm)
+            return set()
+        fates = [(hold, self._give_back(vm, hold)) for hold in vm.holds]
+        self.findings += [Finding(fate, name, h.path) for h, fate in fates if fate]
+        if any(fate == "failed" for _, fate in fates):
+            self.vms[name] = Guest(
+                name, vm.id, vm.pair, "failed", vm.persistent, vm.caller, vm.unit, vm.holds
+            )
+            return {DRIFT}
+        self.suspects += [
+            Suspect(tuple(sorted(vm.pair)), h.path, h.ino, h.label, h.original)
+            for h, fate in fates
+            if fate and self._may_carry(vm, h, fate)
+        ]
+        self._end(vm)
+        return set()
+
+    def forget(self, name: str) -> set[str]:
+        """Free a reservation; returns the errors of which one must be met."""
+        vm = self.vms.get(name)
+        if vm is None:
+            return {NO_VM}
+        if vm.state != "reserved":
+            return {FAILED}
+        del self.vms[name]
+        return set()
+
+    def caller_left(self, caller: int) -> None:
+        """Release every VM that lives as long as a caller."""
+        for vm in list(self.vms.values()):
+            if vm.caller == caller:
+                self.release(vm.name)
+
+    def _end(self, vm: Guest) -> None:
+        del self.vms[vm.name]
+        if vm.persistent:
+            self.vms[vm.name] = Guest(vm.name, vm.id, vm.pair, "reserved", persistent=True)
+
+    def _give_back(self, vm: Guest, hold: Hold) -> str:
+        """Give one label back; returns what is to be reported, empty for nothing."""
+        if any(other.name != vm.name for other, _ in self.holders(hold.ino)):
+            return ""
+        file = self.at(hold.path)
+        if file is None:
+            return "missing"
+        if file.ino != hold.ino:
+            return "replaced"
+        if file.label == hold.original:
+            return ""
+        if file.label != hold.label:
+            return "changed"
+        if not self.writable(hold.path):
+            return "failed"
+        file.label, file.theirs = hold.original, True
+        return ""
+
+    def _may_carry(self, vm: Guest, hold: Hold, fate: str) -> bool:
+        if not vm.pair <= categories(hold.label):
+            return False
+        file = self.at(hold.path)
+        return fate != "changed" or (file is not None and vm.pair <= categories(file.label))
+
+    # -- a new start of the daemon ----------------------------------------------------------
+
+    def restart(self, *, ended: Sequence[str] = (), gone: Sequence[int] = ()) -> None:
+        """Settle failed releases, VMs whose unit or caller is gone, and the quarantine."""
+        self.findings.clear()
+        for vm in list(self.vms.values()):
+            if vm.state == "failed" or vm.name in ended or vm.caller in gone:
+                self.release(vm.name)
+        self.suspects = [one for one in self.suspects if not self._clean(one)]
+        for vm in self.vms.values():
+            for hold in vm.holds if vm.state in ("labelled", "running") else ():
+                self._put_back(hold)
+        # Nobody is on the bus to hear of it.
+        self.findings.clear()
+
+    def _clean(self, suspect: Suspect) -> bool:
+        """Say whether a pair is proven gone from a file, or can be taken off it now."""
+        file = self.at(suspect.path)
+        if file is None or file.ino != suspect.ino:
+            return False
+        if not frozenset(suspect.pair) <= categories(file.label):
+            return True
+        back = file.label == suspect.label and not self.holders(file.ino)
+        if not back or not self.writable(suspect.path):
+            return False
+        file.label, file.theirs = suspect.original, True
+        return True
+
+    def _put_back(self, hold: Hold) -> None:
+        """A label that had not reached the disk in a power cut: what was before it is there."""
+        file = self.at(hold.path)
+        if file is None or file.ino != hold.ino or file.label != hold.original:
+            return
+        plain = file.label is None or file.label.split(":")[2] in TAKEN
+        if plain and not categories(file.label) and self.writable(hold.path):
+            file.label, file.theirs = hold.label, False
+
+    # -- third parties ----------------------------------------------------------------------
+
+    def make(self, name: str, ino: int, label: str | None) -> None:
+        """A new file; what an earlier one of its number was is over."""
+        self.files[name] = File(ino, label, {name})
+
+    def remove(self, name: str) -> None:
+        """One name of a file goes."""
+        self.files.pop(name).names.discard(name)
+
+    def rename(self, name: str, to: str) -> None:
+        """A file gets another name, over whatever had it."""
+        if to in self.files:
+            self.remove(to)
+        file = self.files.pop(name)
+        file.names = (file.names - {name}) | {to}
+        self.files[to] = file
+
+    def link(self, name: str, to: str) -> None:
+        """A file gets one more name."""
+        file = self.files[to] = self.files[name]
+        file.names.add(to)
+
+    def relabel(self, name: str, label: str | None) -> None:
+        """Somebody else sets a label."""
+        file = self.files[name]
+        file.label, file.theirs = label, True

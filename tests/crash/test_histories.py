@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Random histories of the real daemon: see histories.py for the steps, model.py for the promise."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.crash.histories import Histories
+from tests.crash.histories_disks import Disks
+from tests.crash.histories_run import Stage
+from tests.sandbox import Sandbox
+from tests.zygote import Zygote
+
+# The same histories at each run, unless a number is asked for: then that many new ones.
+ASKED = os.environ.get("SVIRTD_TEST_HISTORIES", "")
+HISTORIES = int(ASKED or 60)
+STEPS = 30
+
+
+@pytest.fixture
+def stage(sandbox: Sandbox, zygote: Zygote) -> Iterator[Stage]:
+    """Everything in memory: what is tested is not the disk, and a history makes many commits."""
+    with TemporaryDirectory(dir="/run") as folder:
+        disks = Disks(Path(folder))
+        yield Stage(zygote, disks, Path(folder))
+        disks.close()
+
+
+def test_histories(stage: Stage) -> None:
+    Histories.stage = stage
+    run_state_machine_as_test(
+        Histories,
+        settings=settings(
+            max_examples=HISTORIES,
+            stateful_step_count=STEPS,
+            derandomize=not ASKED,
+            database=None,
+            deadline=None,
+            print_blob=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
