@@ -29,6 +29,11 @@ _FACTS: Final = 12
 _LOAD_MAX_S: Final = 60.0
 # How long nothing happens before the cut, once the load says that it has stopped.
 _QUIET_S: Final = 2.0
+# Every so many boots the cut comes earlier: in this part of what a boot takes until svirtd serves.
+_EARLY: Final = 4
+_BOOT_PART: Final = 0.5, 1.0
+_UP: Final = "guest: up for"
+_END: Final = "the end"
 # What part of the unflushed blocks reaches the disk at a cut.
 _SURVIVE: Final = 0.0, 0.5, 0.9
 # What the target pulls in by the way, and a boot of some seconds does without.
@@ -97,11 +102,12 @@ def cut(guest: Guest, cuts: int, seed: int, shown: IO[str]) -> bool:
     run(["cp", "--sparse=always", guest.image, image])
     # The image is made without a journal, for runs that end with the machine.
     run(["tune2fs", "-O", "has_journal", image])
-    chance, account = random.Random(seed), _Account()
+    account = _Account()
+    turns = _Turns(guest, image, account, cuts, seed)
     start = time.monotonic()
     shown.write(f"{cuts} power cuts with seed {seed}\n")
-    for turn in range(cuts + 1):
-        line = _turn(guest, image, folder / f"turn-{turn}", account, chance, (turn, cuts, seed))
+    for number in range(cuts + 1):
+        line = turns.turn(number, folder / f"turn-{number}")
         shown.write(f"{line}, {time.monotonic() - start:.0f} s so far\n")
         shown.flush()
         if account.problems:
@@ -117,67 +123,83 @@ def cut(guest: Guest, cuts: int, seed: int, shown: IO[str]) -> bool:
     image.unlink()
     shown.write(
         f"{cuts} power cuts, {account.told} facts told, {account.promises} VMs looked at after a"
-        f" cut: nothing lost; {account.unsynced} labels of acquisitions had not reached the disk\n"
+        f" cut: nothing lost; {account.unsynced} labels had not reached the disk, and are back\n"
     )
     return True
 
 
-def _turn(
-    guest: Guest,
-    image: Path,
-    folder: Path,
-    account: _Account,
-    chance: random.Random,
-    numbers: tuple[int, int, int],
-) -> str:
-    """One boot, and the cut that ends it; returns what to show of it."""
-    turn, cuts, seed = numbers
-    last = turn == cuts
-    folder.mkdir()
-    machine.prepare(folder, "")
-    arguments = _ARGUMENTS.format(seed=seed, turn=turn, last=int(last))
-    load_s, survive = chance.uniform(*_LOAD_S), chance.choice(_SURVIVE)
-    before = account.told
-    powered = _Powered(guest, image, folder, arguments)
-    try:
-        with open(folder / "output", encoding="utf-8", errors="replace") as said:
-            lines = _Lines(said)
-            problem = _listen(powered, lines, account, load_s, last=last)
-            kept, lost = powered.cut(lambda: chance.random() < survive)
-            # What was said until the cut was promised.
+class _Turns:
+    """Boots, each with the cut that ends it."""
+
+    def __init__(self, guest: Guest, image: Path, account: _Account, cuts: int, seed: int) -> None:
+        self._guest = guest
+        self._image = image
+        self._account = account
+        self._cuts = cuts
+        self._seed = seed
+        self._chance = random.Random(seed)
+        self._boot_s = _BOOT_S
+
+    def turn(self, number: int, folder: Path) -> str:
+        """Boot, listen and cut; returns what to show of it."""
+        chance, account, last = self._chance, self._account, number == self._cuts
+        folder.mkdir()
+        machine.prepare(folder, "")
+        arguments = _ARGUMENTS.format(seed=self._seed, turn=number, last=int(last))
+        load_s, survive = chance.uniform(*_LOAD_S), chance.choice(_SURVIVE)
+        boot_part = chance.uniform(*_BOOT_PART)
+        early_s = boot_part * self._boot_s if number % _EARLY == _EARLY - 1 and not last else None
+        before = account.told
+        powered = _Powered(self._guest, self._image, folder, arguments)
+        try:
+            with open(folder / "output", encoding="utf-8", errors="replace") as said:
+                lines = _Lines(said)
+                when = self._listen(powered, lines, load_s, early_s)
+                kept, lost = powered.cut(lambda: chance.random() < survive)
+                # What was said until the cut was promised.
+                for line in lines:
+                    account.hear(line)
+        finally:
+            powered.close()
+        if last is not (when == _END):
+            account.problems.append(f"boot {number} ended otherwise than meant: {when}")
+        return (
+            f"{number + 1}: {when}, {account.told - before} facts; {lost} unflushed blocks lost, "
+            f"{kept} kept"
+        )
+
+    def _listen(
+        self, powered: "_Powered", lines: "_Lines", load_s: float, early_s: float | None
+    ) -> str:
+        """Listen until it is time for the cut, or the guest ends; returns what came first.
+
+        `early_s`: the cut comes so long after the start, in the middle of the boot or of recovery.
+        """
+        start = time.monotonic()
+        end, loaded, enough = start + (early_s or _BOOT_S), 0.0, self._account.told + _FACTS
+        while True:
             for line in lines:
-                account.hear(line)
-    finally:
-        powered.close()
-    account.problems += [problem] * bool(problem)
-    what = "the last boot" if last else f"cut {turn + 1} after {load_s:.1f} s of load"
-    return f"{what}: {account.told - before} facts, {lost} unflushed blocks lost and {kept} kept"
-
-
-def _listen(
-    powered: "_Powered", lines: "_Lines", account: _Account, load_s: float, *, last: bool
-) -> str:
-    """Listen until it is time for the cut, or the last boot is done; returns what went wrong."""
-    end, loaded = time.monotonic() + _BOOT_S, 0.0
-    enough = account.told + _FACTS
-    while True:
-        for line in lines:
-            what = account.hear(line)
-            if what == "LOAD":
-                loaded = time.monotonic()
-                end = loaded + load_s
-            elif what == "QUIET":
-                end, enough = time.monotonic() + load_s / _LOAD_S[1] * _QUIET_S, 0
-            elif line.startswith(machine.LAST):
-                return "" if last and line == f"{machine.LAST}0" else f"the load has ended: {line}"
-        if time.monotonic() > end:
-            if not loaded:
-                return f"the guest did not come to its load within {_BOOT_S:.0f} s"
-            if account.told >= enough or time.monotonic() > loaded + _LOAD_MAX_S:
-                return ""
-        if powered.process.poll() is not None:
-            return f"QEMU has ended by itself with {powered.process.returncode}"
-        time.sleep(0.05)
+                what, now = self._account.hear(line), time.monotonic()
+                if line.startswith(_UP):
+                    self._boot_s = now - start
+                elif what == "LOAD":
+                    early_s, loaded, end = None, now, now + load_s
+                elif what == "QUIET":
+                    end, enough = now + load_s / _LOAD_S[1] * _QUIET_S, 0
+                elif line.startswith(machine.LAST):
+                    return _END if line == f"{machine.LAST}0" else line
+            now = time.monotonic()
+            if powered.process.poll() is not None:
+                self._account.problems.append("QEMU has ended by itself")
+                return "no cut"
+            if now > end and early_s is not None:
+                return f"cut {early_s:.1f} s after the start, {self._boot_s:.1f} s are a boot"
+            if now > end and not loaded:
+                self._account.problems.append(f"no load within {_BOOT_S:.0f} s")
+                return "no load"
+            if now > end and (self._account.told >= enough or now > loaded + _LOAD_MAX_S):
+                return f"cut after {now - loaded:.1f} s of load"
+            time.sleep(0.05)
 
 
 class _Lines:

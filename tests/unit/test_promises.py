@@ -202,9 +202,18 @@ def test_what_was_seen_once_is_promised_from_then_on() -> None:
 
 def test_a_restart_changes_nothing() -> None:
     assert changed(good(), good()) == []
+    for path in (A, B, SHARED):
+        state = good()
+        state["files"][path] = "u:object_r:etc_t:s0"
+        assert changed(good(), state) != []
+        assert changed(state, good()) != []
+
+
+def test_a_label_that_had_not_reached_the_disk_must_be_back_after_it() -> None:
     state = good()
-    state["files"][A] = None
-    assert changed(good(), state) != []
+    state["files"][A] = ORIGINALS[A]
+    assert changed(state, good()) == []
+    assert changed(state, state) != []
 
 
 def test_nothing_is_left_at_the_end() -> None:

@@ -50,6 +50,7 @@ def main() -> None:
     else:
         _say("STATE", {"when": "boot", **state()})
         subprocess.run(["systemctl", "restart", "svirtd.service"], check=True)
+        wait_for("the labels of what is held are back", _labels_stand)
         _say("STATE", {"when": "restart", **state()})
     if last:
         _drain()
@@ -133,6 +134,11 @@ def state() -> dict[str, Any]:
         "units": svirt_units(),
         "folders": sorted(map(str, Path("/run/svirtd/vm").glob("*"))),
     }
+
+
+def _labels_stand() -> bool:
+    now = state()
+    return all(now["files"][hold["path"]] == hold["label"] for hold in now["holds"])
 
 
 def _drain() -> None:
