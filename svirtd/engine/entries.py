@@ -291,7 +291,7 @@ def begin_release(
         return None
     steps = []
     for hold in holds:
-        if any(other.vm_id != vm.id for other in registry.holds_on(db, hold.identity)):
+        if _shared(db, hold.identity, vm):
             continue
         if not hold.original_known and hold.identity not in guesses:
             continue
@@ -305,6 +305,32 @@ def begin_release(
         db, OperationKind.RELEASE, releasing, steps, created=False, caller_uid=caller_uid
     )
     return Entry(vm, holds), Entry(releasing, holds), operation
+
+
+def own_steps(db: Database, operation: Operation) -> tuple[Step, ...]:
+    """Return the steps of an open operation that concern no other VM.
+
+    One that stayed open may have got company meanwhile: another VM uses a public object on.
+    """
+    return tuple(step for step in operation.steps if not _shared(db, step.identity, operation.vm))
+
+
+def steps_back(db: Database, operation: Operation) -> tuple[Step, ...]:
+    """Return the steps of an open release as they are now: company may have come or gone."""
+    steps = own_steps(db, operation)
+    there = {step.identity for step in operation.steps}
+    more = tuple(
+        Step(hold.identity, hold.path, old=hold.label, new=hold.original)
+        for hold in registry.holds_of(db, operation.vm)
+        if hold.identity not in there
+        and hold.original_known
+        and not _shared(db, hold.identity, operation.vm)
+    )
+    return steps + more
+
+
+def _shared(db: Database, identity: Identity, vm: VM) -> bool:
+    return any(other.vm_id != vm.id for other in registry.holds_on(db, identity))
 
 
 def finish_release(

@@ -50,8 +50,8 @@ class Operations:
 
     async def take_back(self, operation: Operation) -> None:
         """Undo an acquisition or launch whose labels may stand, in whole or in part."""
-        steps = [step.undone() for step in reversed(operation.steps)]
-        outcomes = await self._take(steps)
+        own = await self._doors.store.read(lambda db: entries.own_steps(db, operation))
+        outcomes = await self._take([step.undone() for step in reversed(own)])
         await self._remove_folder(operation.vm)
         await self._abandon(operation, outcomes)
 

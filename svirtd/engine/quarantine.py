@@ -4,7 +4,7 @@
 import functools
 from dataclasses import replace
 
-from svirtd.book import pool
+from svirtd.book import pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
 from svirtd.core.model import Finding, FindingKind, Step
@@ -83,7 +83,7 @@ class Quarantine:
     async def _clean(self, suspect: Suspect, *, restore: bool) -> bool:
         doors = self._doors
         if not await doors.in_file_thread(self._is_clean, suspect):
-            if not restore or not suspect.restorable:
+            if not restore or not suspect.restorable or await self._is_held(suspect):
                 return False
             if not await doors.in_file_thread(self._give_back, suspect):
                 return False
@@ -96,6 +96,11 @@ class Quarantine:
             )
         await doors.store.write(functools.partial(pool.seen_clean, suspect=suspect), durable=False)
         return True
+
+    async def _is_held(self, suspect: Suspect) -> bool:
+        """Say whether a VM holds the object: the persistent one of this set may have it again."""
+        holds = await self._doors.store.read(lambda db: registry.holds_on(db, suspect.identity))
+        return bool(holds)
 
     def _is_clean(self, suspect: Suspect) -> bool:
         kernel = self._doors.kernel

@@ -11,7 +11,7 @@ from dataclasses import replace
 from svirtd.book import ledger, registry
 from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
-from svirtd.engine import apply
+from svirtd.engine import apply, entries
 from svirtd.engine.apply import Fate
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
@@ -78,11 +78,14 @@ class Recovery:
                 still = await self._doors.store.write(
                     functools.partial(ledger.if_open, operation=operation), durable=False
                 )
-                if still is not None:
-                    async with self._operations.objects.hold_all(
-                        step.identity for step in still.steps
-                    ):
-                        await self._try_settle(still)
+                if still is None:
+                    continue
+                holds = await self._doors.store.read(
+                    functools.partial(registry.holds_of, vm=still.vm)
+                )
+                objects = {step.identity for step in still.steps} | {h.identity for h in holds}
+                async with self._operations.objects.hold_all(objects):
+                    await self._try_settle(still)
 
     async def release_ended(self, vm: VM) -> bool:
         """Release a VM whose unit has ended unnoticed; False if it had not, or could not be."""
@@ -179,7 +182,9 @@ class Recovery:
         if vm.unit:
             await self._units.stop(vm)
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm))
-        await self._operations.finish_release(operation, Entry(vm, tuple(holds)), _CAUSE)
+        steps = await self._doors.store.read(lambda db: entries.steps_back(db, operation))
+        entry = Entry(vm, tuple(holds))
+        await self._operations.finish_release(replace(operation, steps=steps), entry, _CAUSE)
 
     async def _reconcile_units(self) -> None:
         for vm in await self._doors.store.read(registry.active_vms):

@@ -6,6 +6,7 @@ import os
 import signal
 import sqlite3
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -250,6 +251,82 @@ def test_a_label_that_cannot_be_given_back_fails_the_vm_until_it_can(
         assert label(disk) is None
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+PUBLIC = "system_u:object_r:virt_content_t:s0"
+
+
+@pytest.fixture
+def sealed(tmp_path: Path) -> Iterator[Path]:
+    """A file system that a test remounts."""
+    folder = tmp_path / "sealed"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+def test_a_release_that_failed_gives_back_what_others_have_left_meanwhile(
+    own_daemon: Daemon, client: Client, tmp_path: Path, sealed: Path
+) -> None:
+    disk, shared = image(sealed / "a.img"), image(tmp_path / "b.img")
+    client.acquire("vm", disk, shared, access="public")
+    client.acquire("other", shared, access="public")
+    remount(sealed, "ro")
+    assert client.error("Release", "sa{sv}", "vm", {}).name == "org.svirt1.Error.Drift"
+    client.release("other")
+    assert label(shared) == PUBLIC
+    remount(sealed, "rw")
+    own_daemon.kill()
+    own_daemon.start()
+    assert client.vms() == {}
+    assert (label(disk), label(shared)) == (None, None)
+
+
+def test_a_release_that_failed_leaves_what_others_use_meanwhile(
+    own_daemon: Daemon, client: Client, sealed: Path
+) -> None:
+    shared = image(sealed / "a.img")
+    client.acquire("vm", shared, access="public")
+    remount(sealed, "ro")
+    assert client.error("Release", "sa{sv}", "vm", {}).name == "org.svirt1.Error.Drift"
+    client.acquire("other", shared, access="public")
+    remount(sealed, "rw")
+    own_daemon.kill()
+    own_daemon.start()
+    assert client.vms() == {"other": "labelled"}
+    assert label(shared) == PUBLIC
+    client.release("other")
+    assert label(shared) is None
+
+
+def test_a_file_that_its_vm_holds_again_is_not_taken_from_it(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """What was suspected at an earlier release carries the same label for the same VM."""
+    disk, moved = image(tmp_path / "a.img"), tmp_path / "moved.img"
+    client.acquire("vm", disk, persistent=Variant("b", True))
+    held = label(disk)
+    os.rename(disk, moved)
+    client.release("vm")
+    os.rename(moved, disk)
+    set_label(disk, PUBLIC)
+    client.acquire("vm", disk)
+    own_daemon.kill()
+    own_daemon.start()
+    assert label(disk) == held
+    client.call("Verify", "ba{sv}", True, {})
+    assert label(disk) == held
+    client.release("vm")
+    assert label(disk) == PUBLIC
+    client.call("Verify", "ba{sv}", False, {})
+    client.call("Forget", "sa{sv}", "vm", {})
+    assert client.manager()["PairsQuarantined"] == 0
+    os.removexattr(disk, "security.selinux")
 
 
 def test_a_caller_that_left_while_the_daemon_was_away(
