@@ -111,7 +111,9 @@ def records(sandbox: Sandbox) -> Records:
 
 
 def aside(daemon: Daemon) -> list[Path]:
-    return sorted(daemon.book.parent.glob("book.sqlite.*-20*"))
+    """The earlier books, without the logs that went with them."""
+    found = daemon.book.parent.glob("book.sqlite.*-20*")
+    return sorted(path for path in found if not path.name.endswith(("-wal", "-shm")))
 
 
 def ended(daemon: Daemon) -> int:
