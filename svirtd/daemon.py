@@ -27,7 +27,7 @@ from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
-from svirtd.engine.enforcement import Enforcement
+from svirtd.engine.enforcement import Enforcement, base_contexts
 from svirtd.engine.events import Events
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.jobs import Jobs
@@ -131,7 +131,7 @@ def _give_up(journal: Journal, why: str, code: int) -> int:
 
 def _run(config: Config, config_path: str | None, journal: Journal) -> None:
     kernel = Kernel()
-    contexts = _contexts(kernel, config)
+    contexts = base_contexts(kernel, config)
     enforcement = Enforcement(kernel, config, contexts)
     enforcement.check_start()
     store = keeper.open_book(config, journal)
@@ -143,22 +143,6 @@ def _run(config: Config, config_path: str | None, journal: Journal) -> None:
         asyncio.run(daemon.serve(kernel, enforcement, contexts, store, shape, permutation))
     finally:
         keeper.close_book(store, journal)
-
-
-def _contexts(kernel: Kernel, config: Config) -> Contexts:
-    default = None
-    if None in (config.process_context, config.image_context, config.content_context):
-        default = kernel.default_contexts()
-    return Contexts(
-        *(
-            given if given is not None else getattr(default, name)
-            for given, name in (
-                (config.process_context, "process"),
-                (config.image_context, "image"),
-                (config.content_context, "content"),
-            )
-        )
-    )
 
 
 class _Daemon:

@@ -11,6 +11,7 @@ import glob
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -26,7 +27,7 @@ from svirtd.book.connection import (
 )
 from svirtd.book.pool import PoolText
 from svirtd.core.pool import Shape
-from svirtd.errors import BookDamaged, StartError
+from svirtd.errors import BookDamaged, Failed, StartError
 
 _UNFINISHED: Final = ".copy-"
 # How often SQLite asks whether to go on, in its own small steps.
@@ -38,6 +39,12 @@ def make(path: str, stopped: Callable[[], bool]) -> int:
 
     The copy has no name any more. `stopped` is asked now and then. Raises Failed, BookDamaged.
     """
+
+    def rest() -> None:
+        if stopped():
+            raise Failed("the copy was interrupted")
+        time.sleep(health.REST_S)
+
     copy = _new_name(path)
     with serving(path), contextlib.ExitStack() as undo:
         fd = os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -54,7 +61,7 @@ def make(path: str, stopped: Callable[[], bool]) -> int:
                 # Nothing is left beside it, whatever happens.
                 db.execute("PRAGMA journal_mode=MEMORY").fetchall()
                 schema.mark_as_copy(db)
-                health.whole(copy, db)
+                health.whole(copy, db, rest)
         undo.pop_all()
         return fd
 

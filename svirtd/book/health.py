@@ -18,7 +18,7 @@ _MAGIC: Final = b"SQLite format 3\0"
 _SUSPECTS_AT_ONCE: Final = 1000
 # Python holds its lock while it counts: so many ranks, then a rest, and requests are not held up.
 _RANKS_AT_ONCE: Final = 256
-_REST_S: Final = 0.002
+REST_S: Final = 0.002
 
 
 def at_start(path: str, db: Database) -> None:
@@ -75,7 +75,7 @@ class Check:
                 return  # closed: it has ended
 
     def _rest(self) -> None:
-        if self._stopped.wait(_REST_S):
+        if self._stopped.wait(REST_S):
             raise Failed("it was interrupted")
 
 

@@ -27,6 +27,23 @@ _ADVICE: Final = (
 )
 
 
+def base_contexts(kernel: Kernel, config: Config) -> Contexts:
+    """Return the contexts that labels are made from: configured, or the policy's. StartError."""
+    default = None
+    if None in (config.process_context, config.image_context, config.content_context):
+        default = kernel.default_contexts()
+    return Contexts(
+        *(
+            given if given is not None else getattr(default, name)
+            for given, name in (
+                (config.process_context, "process"),
+                (config.image_context, "image"),
+                (config.content_context, "content"),
+            )
+        )
+    )
+
+
 class Enforcement:
     """The one judge of whether a VM may be labelled or started under the kernel as it is."""
 

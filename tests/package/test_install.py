@@ -95,3 +95,17 @@ def test_what_is_shipped_is_what_the_project_asks_for() -> None:
     assert wanted
     for one in wanted:
         assert one.specifier.contains(pinned[one.name]), one
+
+
+def test_svirtctl_has_the_daemon_beside_it(root: Path, tmp_path: Path) -> None:
+    """It looks at copies of the book and puts them in place with the daemon's own program."""
+    config = tmp_path / "svirtd.toml"
+    config.write_text(f'[registry]\npath = "{tmp_path}/book/book.sqlite"\n', "utf-8")
+    done = subprocess.run(
+        [root / "usr/bin/svirtctl", "restore", tmp_path / "none", "--config", config],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"svirtctl: {tmp_path}/none is not a file\n"
