@@ -30,6 +30,7 @@ ARGUMENTS = {
     (MANAGER, "GetVMByPID"): ["uint32 1"],
     (MANAGER, "ListVMs"): [],
     (MANAGER, "FindOwners"): ["'{disk}'"],
+    (MANAGER, "Backup"): ["@a{sv} {}"],
     (MANAGER, "Verify"): ["true", "@a{sv} {}"],
     (VM, "Release"): ["@a{sv} {}"],
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
