@@ -6,6 +6,7 @@ text, the log gets the details.
 """
 
 import asyncio
+import contextlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
@@ -55,6 +56,7 @@ from svirtd.host.bus import (
     method_return,
 )
 from svirtd.host.journal import Journal, MessageId, Priority
+from svirtd.host.scarcity import scarcity
 
 _INTERNAL: Final = "internal error; the system log has the details (journalctl -u svirtd)"
 _CALLERS_KEPT: Final = 1024
@@ -143,8 +145,11 @@ class Router:
         except BusLost:
             raise
         except Exception as error:  # noqa: BLE001 -- the edge: nothing unexpected goes out
-            self._journal.exception(f"{msg.member} failed unexpectedly", error)
-            self._reply_error(msg, Failed(_INTERNAL))
+            refusal: SvirtError | None = scarcity(error)
+            if refusal is None:
+                self._journal.exception(f"{msg.member} failed unexpectedly", error)
+                refusal = Failed(_INTERNAL)
+            self._reply_error(msg, refusal)
         finally:
             self._close_fds(msg)
             self._pending[msg.sender] -= 1
@@ -300,16 +305,18 @@ class Router:
     def _emit(
         self, path: str, interface: str, member: str, signature: str, body: list[Any]
     ) -> None:
-        self._bus.send(
-            Message(
-                MessageType.SIGNAL,
-                path=path,
-                interface=interface,
-                member=member,
-                signature=signature,
-                body=body,
+        # Without a bus nobody is left to hear it, and the daemon is about to end for that.
+        with contextlib.suppress(BusLost):
+            self._bus.send(
+                Message(
+                    MessageType.SIGNAL,
+                    path=path,
+                    interface=interface,
+                    member=member,
+                    signature=signature,
+                    body=body,
+                )
             )
-        )
 
     def _close_fds(self, msg: Message) -> None:
         for fd in msg.unix_fds:

@@ -22,7 +22,7 @@ from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.locks import Locks
 from svirtd.engine.renumber import find_devices
 from svirtd.engine.units import Units
-from svirtd.errors import Drift, NoSuchVM
+from svirtd.errors import Drift, LimitsExceeded, NoSuchVM
 from svirtd.failpoints import Point, reach
 from svirtd.host import processes, runtime
 from svirtd.host.files import Opened
@@ -198,19 +198,12 @@ class Operations:
         doors = self._doors
         if not doors.kernel.enabled():
             return []
-        pids = await doors.in_file_thread(processes.under, doors.kernel, vm.process_context)
-        return [
-            Suspect(
-                0,
-                vm.rank,
-                vm.name,
-                Identity(0, pid),
-                f"/proc/{pid}",
-                vm.process_context,
-                f"process {pid} still runs under the VM's label",
-            )
-            for pid in pids
-        ]
+        try:
+            pids = await doors.in_file_thread(processes.under, doors.kernel, vm.process_context)
+        except (OSError, LimitsExceeded) as error:
+            reason = f"whether a process still runs under the VM's label is not known ({error})"
+            return [_process(vm, 0, reason)]
+        return [_process(vm, pid, f"process {pid} still runs under the VM's label") for pid in pids]
 
     async def _remove_folder(self, vm: VM) -> None:
         if not vm.runtime_dir:
@@ -226,6 +219,11 @@ class Operations:
                 priority=Priority.WARNING,
                 SVIRT_VM=vm.name,
             )
+
+
+def _process(vm: VM, pid: int, reason: str) -> Suspect:
+    identity, path = Identity(0, pid), f"/proc/{pid}"
+    return Suspect(0, vm.rank, vm.name, identity, path, vm.process_context, reason)
 
 
 async def vm_named(doors: Doors, name: str) -> VM:

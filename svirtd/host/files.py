@@ -22,6 +22,7 @@ from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, LabelRefused, ResourceRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host.kernel import Kernel, NoLabels
+from svirtd.host.scarcity import refuse_scarcity
 
 _SYS_OPENAT2: Final = 437
 _AT_FDCWD: Final = -100
@@ -182,6 +183,8 @@ def _open_in_two_steps(
 
 
 def _not_opened(kernel: Kernel, path: str, access: Access, error: OSError) -> ResourceRefused:
+    """Return the refusal of an object. Raises LimitsExceeded if it is not the object's fault."""
+    refuse_scarcity(error)
     wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
     why = _why(error)
     if error.errno == errno.EACCES and kernel.enabled():
@@ -217,13 +220,19 @@ def _open_passed(request: ResourceRequest) -> tuple[int, os.stat_result, str]:
     if _may_label(info.st_mode) and info.st_nlink > 0:
         try:
             os.close(find(path, Identity(info.st_dev, info.st_ino)))
-        except (Missing, Replaced, OSError):
+        except (Missing, Replaced, OSError) as error:
+            if isinstance(error, OSError):
+                refuse_scarcity(error)
             # The label could be set, but after a restart nobody could give it back.
             raise ResourceRefused(
                 f"the passed descriptor's file is not found at {path[:256]!a} from here; "
                 "pass a file of this host's own mount namespace"
             ) from None
-    return os.dup(request.fd), info, path
+    try:
+        return os.dup(request.fd), info, path
+    except OSError as error:
+        refuse_scarcity(error)
+        raise
 
 
 def find(path: str, identity: Identity) -> int:

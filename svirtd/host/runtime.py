@@ -4,6 +4,7 @@
 The folder belongs to the VM, and a VM may be hostile: nothing in it is trusted by name.
 """
 
+import errno
 import os
 import pwd
 import shutil
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 from svirtd.errors import Failed, InvalidArgs, LabelRefused, ResourceRefused
 from svirtd.host.kernel import Kernel, NoLabels
+from svirtd.host.scarcity import refuse_scarcity, refuse_without_descriptor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,17 @@ class Account:
 
 
 def account(user: str, default_uid: int) -> Account:
-    """Look up a user by name or number; an empty one is `default_uid`. Raises InvalidArgs."""
+    """Look up a user by name or number; an empty one is `default_uid`.
+
+    Raises InvalidArgs, or LimitsExceeded where the look was not possible.
+    """
     try:
         if user and not user.isdecimal():
             found = pwd.getpwnam(user)
         else:
             found = pwd.getpwuid(int(user) if user else default_uid)
     except (KeyError, ValueError, OverflowError):
+        refuse_without_descriptor()
         raise InvalidArgs(f"user {user or default_uid!r} is not known on this host") from None
     return Account(found.pw_name, found.pw_uid, found.pw_gid)
 
@@ -62,12 +68,19 @@ def make_folder(kernel: Kernel, path: str, owner: Account, label: str) -> None:
         finally:
             os.close(fd)
     except OSError as error:
+        refuse_scarcity(error)
         raise Failed(f"the runtime folder {path} cannot be made: {error.strerror}") from error
 
 
 def remove_folder(path: str) -> None:
     """Remove the folder and what the VM left in it. Raises OSError."""
-    if os.path.lexists(path):
+    if not os.path.lexists(path):
+        return
+    try:
+        os.rmdir(path)  # takes no descriptor; most are empty by now
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
         shutil.rmtree(path)
 
 
@@ -76,12 +89,13 @@ def connect(kernel: Kernel, folder: str, name: str, image_context: str, level_co
 
     The socket is held by descriptor and looked at before it is used: the VM could put a link to
     some service of the host under this name, and the daemon would talk to it for the caller.
-    Raises ResourceRefused, LabelRefused.
+    Raises ResourceRefused, LabelRefused, LimitsExceeded.
     """
     where = f"{folder}/{name}"
     try:
         held = os.open(where, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        refuse_scarcity(error)
         raise ResourceRefused(
             f"there is no socket {name!r} in the VM's runtime folder ({error.strerror}); have its "
             "command make one at {runtime}/" + name
@@ -89,7 +103,11 @@ def connect(kernel: Kernel, folder: str, name: str, image_context: str, level_co
     try:
         _refuse_odd_socket(kernel, held, where, folder, image_context)
         with kernel.sockets_at(level_context):
-            stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            try:
+                stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+            except OSError as error:
+                refuse_scarcity(error)
+                raise
         try:
             # A unix socket connects at once or not at all.
             stream.connect(f"/proc/self/fd/{held}")
