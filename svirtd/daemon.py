@@ -38,6 +38,7 @@ from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
 from svirtd.engine.reentry import Reentry
 from svirtd.engine.requests import Requests
+from svirtd.engine.tasks import Tasks
 from svirtd.engine.units import Units
 from svirtd.engine.verify import Verify
 from svirtd.engine.watch import Watch
@@ -153,8 +154,7 @@ class _Daemon:
         self._config_path = config_path
         self._journal = journal
         self._stop = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._group = asyncio.TaskGroup()
+        self._tasks = Tasks(journal)
 
     async def serve(
         self,
@@ -185,9 +185,9 @@ class _Daemon:
                 machined=machined if await machined.available() else None,
                 journal=self._journal,
                 file_threads=threads,
-                spawn=self._spawn,
+                spawn=self._tasks.spawn,
             )
-            async with self._group:
+            async with self._tasks:
                 await self._serve(bus)
         finally:
             bus.close()
@@ -215,13 +215,15 @@ class _Daemon:
         watch = Watch(doors, drift)
         for listener in (Log(self._journal), watch):
             events.listen(listener)
-        await recovery.run()
+        if not await self._unless_stopped(recovery.run()):
+            self._say_stopped()  # recovery may be cut off anywhere: the next start goes on
+            return
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal)
         objects = Objects(requests, Queries(doors), verify, jobs, backups, doors)
         events.listen(objects)
         router = Router(
-            bus, objects, contract.load(), self._journal, lambda: doors.config.limits, self._spawn
+            bus, objects, contract.load(), self._journal, lambda: doors.config.limits, doors.spawn
         )
         if not await bus.request_name(contract.NAME):
             raise StartError(
@@ -273,27 +275,32 @@ class _Daemon:
                 f"requests are still under way after {_DRAIN_S:.0f} s; the next start settles them",
                 priority=Priority.WARNING,
             )
-        for task in self._tasks:
-            task.cancel()
+        self._tasks.end()
         events.deliver()
-        await bus.drain(_DRAIN_S)
+        try:
+            await bus.drain(_DRAIN_S)
+        except TimeoutError:
+            self._journal.record(
+                MessageId.STOPPED,
+                f"the bus has not taken the last messages within {_DRAIN_S:.0f} s",
+                priority=Priority.WARNING,
+            )
+        self._say_stopped()
+
+    def _say_stopped(self) -> None:
         self._journal.record(MessageId.STOPPED, "svirtd has stopped", priority=Priority.NOTICE)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._group.create_task(self._guard(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
-        """A task that fails is recorded and ends alone: one VM's trouble is not the service's."""
-        try:
-            await work
-        except BusLost:
-            pass  # _lost() ends the daemon with the reason
-        except SvirtError as error:
-            self._journal.record(MessageId.WARNING, str(error), priority=Priority.WARNING)
-        except Exception as error:  # noqa: BLE001 -- recorded with its traceback
-            self._journal.exception("a background task failed", error)
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Do it; False if the daemon was told to stop meanwhile. Raises what it raises."""
+        doing, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
+        await asyncio.wait([doing, stop], return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        doing.cancel()
+        await asyncio.wait([doing, stop])
+        if doing.cancelled():
+            return False
+        doing.result()
+        return True
 
     async def _lost(self, bus: Connection) -> None:
         raise await bus.wait_closed()
@@ -334,8 +341,8 @@ class _Daemon:
     async def _round(self, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
-        except SvirtError as error:
-            # A full disk, a bus that is slow: the next round may do.
+        except (SvirtError, OSError, TimeoutError) as error:
+            # A full disk, a bus that is slow, no descriptor left: the next round may do.
             self._journal.record(MessageId.WARNING, str(error), priority=Priority.WARNING)
 
     async def _status(self) -> str:
@@ -347,12 +354,12 @@ class _Daemon:
         return text if self._doors.enforcement.now().enforced else f"NOT ENFORCED: {text}"
 
     def _reload(self) -> None:
-        self._spawn(self._reload_now())
+        self._tasks.spawn(self._reload_now())
 
     async def _reload_now(self) -> None:
         notify.reloading()
         try:
-            new = await asyncio.to_thread(configuration.load, self._config_path)
+            new = await self._doors.in_file_thread(configuration.load, self._config_path)
         except ConfigError as error:
             self._journal.record(
                 MessageId.RELOADED,

@@ -109,7 +109,13 @@ class Events:
         reach(Point.PUBLISH_BEFORE)
         for tell in waiting:
             for listener in self._listeners:
-                tell(listener)
+                try:
+                    tell(listener)
+                except Exception as error:  # noqa: BLE001 -- handed on with its traceback
+                    # What one cannot take in, the others still hear, and all that follows too.
+                    asyncio.get_running_loop().call_exception_handler(
+                        {"message": "an event could not be told", "exception": error}
+                    )
         reach(Point.PUBLISH_AFTER)
 
     def _later(self, tell: Callable[[Listener], None]) -> None:

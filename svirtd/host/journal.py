@@ -4,6 +4,7 @@
 The only user of systemd.journal.
 """
 
+import contextlib
 import enum
 import os
 import sys
@@ -62,15 +63,17 @@ class Journal:
         """Write one record."""
         named = {key: str(value) for key, value in fields.items() if value != ""}
         if self.to_journal:
-            # sendv: send() would look up the caller's line in the source for each record.
-            journal.sendv(
-                f"MESSAGE={message}",
-                f"MESSAGE_ID={message_id.value}",
-                f"PRIORITY={int(priority)}",
-                "SYSLOG_IDENTIFIER=svirtd",
-                *(f"{key}={value}" for key, value in named.items()),
-            )
-            return
+            # What was to be recorded must not fail for its record: it goes to standard error then.
+            with contextlib.suppress(OSError):
+                # sendv: send() would look up the caller's line in the source for each record.
+                journal.sendv(
+                    f"MESSAGE={message}",
+                    f"MESSAGE_ID={message_id.value}",
+                    f"PRIORITY={int(priority)}",
+                    "SYSLOG_IDENTIFIER=svirtd",
+                    *(f"{key}={value}" for key, value in named.items()),
+                )
+                return
         # One record, one line: what a caller chose (a name, a path) must not forge another record.
         parts = [_one_line(message), *(f"{k}={_one_line(v)}" for k, v in named.items())]
         sys.stderr.write(f"<{int(priority)}>svirtd: {' '.join(parts)}\n")

@@ -35,9 +35,12 @@ def watchdog() -> None:
 
 
 def watchdog_interval_s() -> float:
-    """Return how often to call watchdog(): half of what the manager asks for, 0 if it does not."""
+    """Return how often to call watchdog(): a third of what the manager asks for, 0 if it does not.
+
+    What has to be seen to beforehand may take as long again.
+    """
     usec = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID", "")
     if not usec.isdigit() or (pid and pid != str(os.getpid())):
         return 0.0
-    return int(usec) / 2_000_000
+    return int(usec) / 3_000_000
