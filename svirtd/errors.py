@@ -71,7 +71,7 @@ class NotSupported(SvirtError):
 
 
 class LimitsExceeded(SvirtError):
-    """A configured limit was met; the text names it."""
+    """A configured limit was met, or one of the daemon's own process; the text names it."""
 
     name = _STANDARD + "LimitsExceeded"
 

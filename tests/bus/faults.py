@@ -20,9 +20,10 @@ _SYSTEMD = Path("/sys/fs/cgroup/init.scope")
 
 
 @contextlib.contextmanager
-def running(folder: Path, **more: Any) -> Iterator[Daemon]:
+def running(folder: Path, *, env: dict[str, str] | None = None, **more: Any) -> Iterator[Daemon]:
     """A daemon for one test; it must leave nothing, and stop in good order."""
     daemon = Daemon(folder, **more)
+    daemon.env |= env or {}
     daemon.start()
     try:
         yield daemon

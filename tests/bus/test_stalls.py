@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -254,7 +255,7 @@ def test_launches_while_systemd_is_executed_anew(
 
     with in_background(launch_all) as launches:
         for number in (5, 20, 35):
-            wait_for("some of them", lambda number=number: label(disks[number]) or launches.done())
+            await_one(launches, disks[number])
             subprocess.run(["systemctl", "daemon-reexec"], check=True)
     failed = launches.result()
     for refusal in failed.values():
@@ -271,6 +272,11 @@ def test_launches_while_systemd_is_executed_anew(
     wait_for("only their units run", lambda: len(svirt_units()) == len(done))
     for name in done:
         client.release(name)
+
+
+def await_one(launches: Future[Any], disk: Path) -> None:
+    """Wait until a launch has come to this disk."""
+    wait_for("the label", lambda: label(disk) is not None or launches.done())
 
 
 def test_a_bus_that_stands_still_loses_and_repeats_nothing(
