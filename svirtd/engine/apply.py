@@ -15,7 +15,7 @@ from typing import Final
 from svirtd.book.pool import Suspect
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Finding, FindingKind, Identity, Look, Step
-from svirtd.errors import LabelRefused, ResourceRefused, SvirtError
+from svirtd.errors import LabelRefused, ResourceRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import files
 from svirtd.host.files import Opened
@@ -50,7 +50,7 @@ class Outcome:
 class Undone(Exception):
     """An operation failed and was taken back. `outcomes` tells of each step that was undone."""
 
-    def __init__(self, error: SvirtError, outcomes: tuple[Outcome, ...]) -> None:
+    def __init__(self, error: Exception, outcomes: tuple[Outcome, ...]) -> None:
         super().__init__(str(error))
         self.error = error
         self.outcomes = outcomes
@@ -65,18 +65,22 @@ def label(kernel: Kernel, steps: Sequence[Step], opened: Sequence[Opened]) -> No
             kernel.check_context(target)
         for step in steps:
             reach(Point.LABEL_BEFORE)
-            if not files.change_label(kernel, fds[step.identity], step):
-                raise ResourceRefused(
-                    f"{step.path} got another label while it was being looked at; try again"
-                )
+            _label_one(kernel, fds[step.identity], step)
             taken.append(step)
             reach(Point.LABEL_AFTER)
-    except SvirtError as error:
+    except Exception as error:  # a defect, too, must leave nothing labelled
         outcomes = tuple(
             _take(kernel, fds[step.identity], step.undone(), durable=True)
             for step in reversed(taken)
         )
         raise Undone(error, outcomes) from error
+
+
+def _label_one(kernel: Kernel, fd: int, step: Step) -> None:
+    if not files.change_label(kernel, fd, step):
+        raise ResourceRefused(
+            f"{step.path} got another label while it was being looked at; try again"
+        )
 
 
 def take_found(kernel: Kernel, steps: Sequence[Step], *, durable: bool) -> tuple[Outcome, ...]:
