@@ -13,6 +13,7 @@ from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.renumber import find_devices
 from svirtd.host import processes
+from svirtd.host.boot import is_device_node
 from svirtd.host.journal import MessageId
 from svirtd.host.trees import Labelled
 
@@ -40,6 +41,18 @@ class Quarantine:
             if not await self._clean(suspect, restore=restore):
                 findings.append(await self._doors.in_file_thread(self._finding, suspect))
         return findings
+
+    async def forget_nodes(self) -> None:
+        """Forget suspects that a reboot has ended: device nodes, with their labels.
+
+        Called in the first start after it, before any request: whatever is in the book was labelled
+        before. Without this a launched VM's volume would cost a set at each reboot, for ever.
+        """
+        store = self._doors.store
+        for suspect in await store.read(lambda db: pool.suspects(db, _AT_ONCE)):
+            if await self._doors.in_file_thread(is_device_node, suspect.path):
+                seen = functools.partial(pool.seen_clean, suspect=suspect)
+                await store.write(seen, durable=False)
 
     async def found_at(self, suspect: Suspect, path: str, *, repair: bool) -> Finding | None:
         """Return the finding for a suspect that was seen at another path than the book has.

@@ -19,7 +19,7 @@ from svirtd.engine.events import Cause, Entry
 from svirtd.engine.operations import Operations
 from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.reentry import Reentry
-from svirtd.engine.renumber import find_devices, has_rebooted, remember_boot
+from svirtd.engine.renumber import find_devices, has_rebooted, knows_earlier_boot, remember_boot
 from svirtd.engine.units import Units
 from svirtd.errors import NoAnswer, SvirtError
 from svirtd.failpoints import Point, reach
@@ -66,6 +66,8 @@ class Recovery:
         reach(Point.CALLERS_BEFORE)
         await self._reconcile_callers()
         reach(Point.QUARANTINE_BEFORE)
+        if await knows_earlier_boot(self._doors):
+            await self._quarantine.forget_nodes()
         await self._quarantine.recheck(restore=True)
         await remember_boot(self._doors)
         reach(Point.RECOVER_AFTER)

@@ -24,6 +24,11 @@ async def has_rebooted(doors: Doors) -> bool:
     return await doors.in_file_thread(boot_id) != await doors.store.read(boots.last_boot)
 
 
+async def knows_earlier_boot(doors: Doors) -> bool:
+    """Say whether the book was surely last used in an earlier boot: a new one does not know."""
+    return await has_rebooted(doors) and await doors.store.read(boots.last_boot) != ""
+
+
 async def remember_boot(doors: Doors) -> None:
     """Record that recovery is through with what an earlier boot had left."""
     if await has_rebooted(doors):

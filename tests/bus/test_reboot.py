@@ -8,6 +8,7 @@ is written into the book.
 
 import os
 import sqlite3
+import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -332,6 +333,65 @@ def test_a_device_that_is_mounted_late_is_no_other_ones(
     client.release("late")
     assert label(disks[1]) is None
     assert client.manager()["PairsQuarantined"] == 0
+
+
+@contextmanager
+def node(volume: Volume) -> Iterator[Path]:
+    """Another node of a device, as the kernel makes one, that no other run knows."""
+    path = Path(f"/dev/svirt-test-{os.getpid()}")
+    os.mknod(path, stat.S_IFBLK | 0o600, os.stat(volume.device).st_rdev)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def test_a_device_node_does_not_outlive_a_boot(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """A VM's volume, launched and acquired: its node was made anew, with a label of its own."""
+    volumes[0].unmount()
+    with node(volumes[0]) as path:
+        client.acquire("gone", path)
+        path.unlink()
+        client.release("gone")
+    disk = image(volumes[1].at / "disk.img")
+    client.acquire("file", disk)
+    os.rename(disk, disk.with_name("moved"))
+    client.release("file")
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 2
+    with reboot(own_daemon):
+        pass
+    assert client.manager()["PairsQuarantined"] == 1
+    assert [p for (p,) in sql(own_daemon, "SELECT path FROM quarantine")] == [str(disk)]
+    os.rename(disk.with_name("moved"), disk)
+    own_daemon.stop()
+    own_daemon.start()
+    assert client.manager()["PairsQuarantined"] == 0
+    assert label(disk) is None
+
+
+def test_a_book_that_knows_no_boot_forgets_no_node(
+    own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
+) -> None:
+    """It may be of this one."""
+    volumes[0].unmount()
+    with node(volumes[0]) as path:
+        client.acquire("vm", path)
+        held = label(path)
+        os.rename(path, path.with_name("svirt-test-aside"))
+        client.release("vm")
+        own_daemon.stop()
+        sql(own_daemon, "DELETE FROM boot")
+        own_daemon.start()
+        assert client.manager()["PairsQuarantined"] == 1
+        os.rename(path.with_name("svirt-test-aside"), path)
+        assert label(path) == held
+        own_daemon.stop()
+        own_daemon.start()
+        assert client.manager()["PairsQuarantined"] == 0
 
 
 def test_what_was_promised_before_a_power_cut_is_kept(
