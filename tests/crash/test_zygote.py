@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A daemon that was forked from a zygote is what one that was executed is."""
 
+import functools
 import os
 import re
 import signal
@@ -33,11 +34,17 @@ def of_kernel(daemon: Daemon) -> dict[str, object]:
     }
 
 
+def is_checked(daemon: Daemon) -> bool:
+    """Whether the check of the whole book, with its connection and its thread, has ended."""
+    return daemon.fds().count(str(daemon.book)) == 2
+
+
 def test_the_kernel_sees_no_difference(sandbox: Sandbox, zygote: Zygote, tmp_path: Path) -> None:
     found = []
     for name, how in (("executed", None), ("forked", zygote)):
         daemon = Daemon(tmp_path / name, zygote=how)
         daemon.start()
+        wait_for("the check has ended", functools.partial(is_checked, daemon))
         found.append(of_kernel(daemon))
         assert daemon.stop() == 0
     assert found[0] == found[1]
