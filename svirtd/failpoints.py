@@ -70,17 +70,17 @@ class Point(enum.StrEnum):
     RECOVER_AFTER = "recover-after"
     # Inside a step, for errors rather than ends.
     LABEL_WRITE = "label-write"
-    LABEL_READ = "label-read"
+    LABEL_READ = "label-read"  # every look at a label, those of the watch among them
+    STEP_READ = "step-read"  # the look before a label is changed
     LABEL_SYNC = "label-sync"
     BOOK_WRITE = "book-write"
 
 
 # Where a daemon may be ended; at the others only errors are put in.
-BOUNDARIES: Final = tuple(
-    point
-    for point in Point
-    if point not in (Point.LABEL_WRITE, Point.LABEL_READ, Point.LABEL_SYNC, Point.BOOK_WRITE)
+_ERRORS_ONLY: Final = frozenset(
+    (Point.LABEL_WRITE, Point.LABEL_READ, Point.STEP_READ, Point.LABEL_SYNC, Point.BOOK_WRITE)
 )
+BOUNDARIES: Final = tuple(point for point in Point if point not in _ERRORS_ONLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,10 @@ def _parse(part: str) -> tuple[Point, _Armed]:
         raise ValueError(f"fail point {part!r}: expected POINT[@N[+]]=ACTION")
     first = int(number.removesuffix("+")) if counted else 1
     last = None if not counted or number.endswith("+") else first
-    return Point(name), _Armed(first, last, _action(action))
+    try:
+        return Point(name), _Armed(first, last, _action(action))
+    except (AttributeError, ImportError) as error:
+        raise ValueError(f"fail point {part!r}: {error}") from error
 
 
 def _action(text: str) -> Callable[[], None]:
@@ -166,7 +169,8 @@ def _action(text: str) -> Callable[[], None]:
             seconds = float(argument)
             return lambda: time.sleep(seconds)
         case "errno":
-            return _raiser(OSError, getattr(errno, argument), f"as asked for: {argument}")
+            number = getattr(errno, argument)
+            return _raiser(OSError, number, os.strerror(number))
         case "raise":
             name, _, message = argument.partition(":")
             module, _, cls = name.rpartition(".")

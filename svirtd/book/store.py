@@ -249,12 +249,17 @@ class Store:
         try:
             self._set_durability(durable=any(job.durable for job in group))
             self._begin()
+            before = self._writer.conn.total_changes
             for job in group:
                 # Alone in its transaction, a job needs no savepoint to be taken back.
                 self._run_one(job) if len(group) > 1 else self._run_alone(job)
-            reach(Point.COMMIT_BEFORE)
+            # What only looks, behind what is queued, comes and goes with the watch.
+            writes = self._writer.conn.total_changes != before
+            if writes:
+                reach(Point.COMMIT_BEFORE)
             self._writer.execute("COMMIT")
-            reach(Point.COMMIT_AFTER)
+            if writes:
+                reach(Point.COMMIT_AFTER)
             self._commits += 1
         except Exception as error:  # noqa: BLE001 -- handed to those who asked; the thread lives on
             if self._writer.conn.in_transaction:

@@ -309,6 +309,7 @@ def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
     with the kernel's reason.
     """
     try:
+        reach(Point.STEP_READ)
         if kernel.read_label(fd) != step.old:
             return False
         # What is right already is not written: the object may be one that nobody can write.
