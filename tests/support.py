@@ -103,8 +103,9 @@ class Daemon:
     def spawn(self) -> None:
         """Start the process and do not wait."""
         arguments = ["--config", str(self.config)]
-        env = self.env | {VARIABLE: self.failpoints}
+        env = dict(self.env)
         if self.failpoints:
+            env[VARIABLE] = self.failpoints
             arguments.append("--test-failpoints")
         with open(self.log, "ab") as log:
             if self.zygote is not None:

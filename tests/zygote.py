@@ -8,6 +8,7 @@ were imported before its environment was set (none of them looks at it that earl
 """
 
 import ctypes
+import gc
 import json
 import os
 import select
@@ -143,6 +144,9 @@ def main() -> int:
     """Serve on standard input until its other end is closed; in a forked process, run svirtd."""
     from svirtd.daemon import main as svirtd
 
+    # What stands here is never garbage: no daemon need walk it, and no page is copied for that.
+    gc.collect()
+    gc.freeze()
     with socket.socket(fileno=os.dup(0)) as channel:
         channel.send(b"ready")
         request = _serve(channel)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Book, disk and processes held against each other and against what the caller was told.
+
+It knows what a label means and what the tables hold, and takes neither from the daemon's engine.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from svirtd.core.mcs import parse_context
+from svirtd.core.pool import Permutation, make_shape
+from tests.crash.scenarios import Fate
+from tests.crash.world import BYSTANDER, LABELS, Resource, World, raw_label
+
+_VM: Final = "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context"
+_POOL: Final = make_shape(frozenset(range(768)), frozenset(range(768, 1024)), frozenset(), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A VM as the book has it."""
+
+    rank: int
+    id: str
+    name: str
+    state: str
+    categories: str
+    unit: str
+    main_pid: int
+    runtime_dir: str
+    process_context: str
+
+    @property
+    def fate(self) -> str:
+        return {"reserved": Fate.RESERVED, "labelled": Fate.LABELLED, "running": Fate.RUNNING}.get(
+            self.state, self.state
+        )
+
+
+class Judge:
+    """Looks at a world whose daemon is up and settled."""
+
+    def __init__(self, world: World, name: str, resources: Collection[Resource]) -> None:
+        self._world = world
+        self._name = name
+        self._resources = resources
+
+    def problems(self, possible: Collection[Fate], *, bystander: bool) -> list[str]:
+        """Say what is wrong, nothing if all is well."""
+        vms = {row.name: row for row in self._vms()}
+        known = {self._name, BYSTANDER} if bystander else {self._name}
+        found = [f"the book has VM {name}" for name in vms.keys() - known]
+        if bystander and BYSTANDER not in vms:
+            found.append("the bystander has gone")
+        vm = vms.get(self._name)
+        fate = Fate.GONE if vm is None else vm.fate
+        if fate not in possible:
+            found.append(f"the VM is {fate}, expected {' or '.join(sorted(possible))}")
+        found += self._labels(vms)
+        found += self._units(vms.values())
+        found += self._pool(vms.values())
+        found += [f"open: {row}" for row in self._world.rows("operation")]
+        found += [f"in quarantine: {row}" for row in self._world.rows("quarantine")]
+        told = self._world.client.vms()
+        if told != {name: row.state for name, row in vms.items()}:
+            found.append(f"the daemon tells of {told}")
+        return found
+
+    def _query(self, sql: str) -> list[tuple[Any, ...]]:
+        return self._world.query(sql)
+
+    def _vms(self) -> list[Row]:
+        return [Row(*row) for row in self._query(f"SELECT {_VM} FROM vm")]
+
+    def _labels(self, vms: dict[str, Row]) -> Iterator[str]:
+        """Every file carries what its holder gives it, or what it carried at the beginning."""
+        world = self._world
+        wanted: dict[Path, bytes | None] = {
+            one.path: one.original for one in (*world.resources, world.shared, world.own)
+        }
+        holds: dict[str, set[tuple[str, str, str, str | None]]] = {name: set() for name in vms}
+        for name, *hold in self._query(
+            "SELECT v.name, h.path, h.access, h.label, h.original FROM hold h"
+            " JOIN vm v ON v.rank = h.rank"
+        ):
+            holds[name].add(tuple(hold))
+        for name, row in vms.items():
+            some = (world.own, world.shared) if name == BYSTANDER else self._resources
+            if row.fate not in (Fate.LABELLED, Fate.RUNNING):
+                some = ()
+            expected = set()
+            for one in some:
+                label = LABELS[one.access].format(row.categories)
+                wanted[one.path] = label.encode() + b"\0"
+                original = None if one.original is None else one.original.decode().rstrip("\0")
+                expected.add((str(one.path), one.access, label, original))
+            if holds[name] != expected:
+                wrong = sorted(holds[name] ^ expected, key=str)
+                yield f"{name}, {row.state}, holds in the book otherwise than expected: {wrong[:3]}"
+        for path, raw in wanted.items():
+            found = raw_label(path)
+            if found != raw:
+                yield f"{path.name} carries {found!r}, expected {raw!r}"
+
+    def _units(self, vms: Collection[Row]) -> Iterator[str]:
+        """A unit runs for each VM that is running, under its label, and no other."""
+        world = self._world
+        running = [row for row in vms if row.fate is Fate.RUNNING]
+        if world.units() != sorted(row.unit for row in running):
+            yield f"units {world.units()} run"
+            return
+        for row in running:
+            service = world.service(row.unit)
+            if service["MainPID"].value != row.main_pid:
+                yield f"{row.unit} is process {service['MainPID'].value}, book: {row.main_pid}"
+            if service["SELinuxContext"].value[1] != row.process_context:
+                yield f"{row.unit} runs as {service['SELinuxContext'].value}"
+            if not row.process_context.endswith(f":{row.categories}"):
+                yield f"{row.name}'s context {row.process_context} is not that of its pair"
+        if world.processes() != sorted(row.main_pid for row in running):
+            yield f"processes {world.processes()} are left"
+        if world.folders() != sorted(row.id for row in running):
+            yield f"runtime folders: {world.folders()}"
+        for row in vms:
+            if row.fate is not Fate.RUNNING and (row.unit or row.main_pid or row.runtime_dir):
+                yield f"{row.name} is {row.state} and has a unit or a folder: {row}"
+
+    def _pool(self, vms: Collection[Row]) -> Iterator[str]:
+        """Every pair that was ever drawn is a VM's or waits for its next use, exactly once."""
+        ((key, cursor, *counted),) = self._query(
+            "SELECT key, cursor, returned, quarantined, ahead FROM pool"
+        )
+        waiting = [rank for (rank,) in self._query("SELECT rank FROM returned")]
+        if counted != [len(waiting), 0, 0]:
+            yield f"the pool counts {counted} returned, quarantined and ahead; {waiting} wait"
+        permutation = Permutation(key, _POOL.total)
+        drawn = sorted(permutation.at(index) for index in range(cursor))
+        owned = [row.rank for row in vms]
+        if sorted(owned + waiting) != drawn:
+            yield f"drawn were {drawn}, VMs have {owned}, {waiting} wait"
+        for row in vms:
+            if parse_context(
+                LABELS["exclusive"].format(row.categories)
+            ).categories != _POOL.categories_of(row.rank):
+                yield f"{row.name} has {row.categories}, its rank is {row.rank}"

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the daemon is doing when it is killed. A new boundary takes a scenario that reaches it.
+
+A scenario is a list of steps; each says what the VM is once the caller was told that it is done.
+Whatever a kill cuts off, the VM must then be what the last step that was told has left, or what
+the step under way would have made of it.
+"""
+
+import enum
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from svirtd.failpoints import Point
+from svirtd.host.bus import BusError, Variant
+from tests.crash.world import COMMAND, World
+from tests.support import Client
+
+
+class Fate(enum.StrEnum):
+    """What a VM is, as a whole: there is nothing between these."""
+
+    GONE = "gone"
+    RESERVED = "reserved"
+    LABELLED = "labelled"
+    RUNNING = "running"
+
+
+@dataclass(slots=True)
+class Run:
+    """One run of a scenario: the world, and what the caller asks for and is told."""
+
+    world: World
+    size: int
+    name: str
+    told: list[Fate] = field(default_factory=list)
+    error: str = ""
+    caller: Client | None = None
+
+    @property
+    def resources(self) -> list[dict[str, Variant]]:
+        return [one.request for one in self.world.resources_of(self.size)]
+
+    def is_removed(self) -> bool:
+        """Say whether the VM's end was announced. Nothing is asked: replies are counted, too."""
+        return any(body[0] == self.name for body in self.world.client.seen("VMRemoved"))
+
+    def close(self) -> None:
+        """End what the run has beside the world."""
+        if self.caller is not None:
+            self.caller.close()
+            self.caller = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One thing that is asked for, and what the VM is after it. `fails`: an error is the answer."""
+
+    ask: Callable[[Run], None]
+    fate: Fate
+    fails: bool = False
+    # Nobody is told: the VM is what `fate` says after the next start, however far this came.
+    silent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`before` is done in peace, the daemon is killed during `steps`. `armed` may name
+    the `labels` that an acquisition sets, the `middle` one of those that a release then takes back,
+    and the last of a `third` run over all of them."""
+
+    name: str
+    steps: tuple[Step, ...]
+    before: tuple[Step, ...] = ()
+    armed: str = ""
+    sizes: tuple[int, ...] = (1, 20)
+    with_book: bool = True
+
+    def possible(self, told: int) -> frozenset[Fate]:
+        """What the VM may be if `told` of the steps were answered before the end."""
+        start = self.before[-1].fate if self.before else Fate.GONE
+        fates = [start, *(step.fate for step in self.steps)]
+        if told < len(self.steps) and self.steps[told].silent:
+            return frozenset({fates[told + 1]})
+        return frozenset(fates[told : told + 2])
+
+    def prepare(self, run: Run) -> None:
+        """Do what comes before. Raises BusError if it is refused."""
+        for step in self.before:
+            try:
+                step.ask(run)
+            except BusError:
+                if not step.fails:
+                    raise
+            # So that no commit of one step is shared with the next, or the count would differ.
+            run.world.settle(stuck=step.fails)
+
+    def act(self, run: Run, *, even_so: bool = False) -> None:
+        """Take the steps until they are done or the daemon is gone.
+
+        `even_so`: a step may also be refused because an error was put into it, which ends the run.
+        """
+        for step in self.steps:
+            try:
+                step.ask(run)
+            except BusError as error:
+                run.error = error.name
+                if _cut_off(error) or even_so:
+                    return
+                if not step.fails:
+                    raise
+            else:
+                if step.silent and run.world.ended():
+                    return
+                assert not step.fails, "not refused"
+            run.told.append(step.fate)
+            try:
+                run.world.settle(stuck=step.fails)
+            except BusError as error:
+                if not _cut_off(error):
+                    raise
+            if run.world.ended():
+                return
+
+
+def _cut_off(error: BusError) -> bool:
+    """Say whether there is nobody any more who could answer."""
+    return error.name in (
+        "org.freedesktop.DBus.Error.NoReply",
+        "org.freedesktop.DBus.Error.ServiceUnknown",
+        # What activation comes to where the service is not installed.
+        "org.freedesktop.systemd1.NoSuchUnit",
+    )
+
+
+def _acquire(run: Run) -> None:
+    run.world.client.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, {})
+
+
+def _acquire_persistent(run: Run) -> None:
+    options = {"persistent": Variant("b", True)}
+    run.world.client.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, options)
+
+
+def _acquire_for_caller(run: Run) -> None:
+    run.caller = Client()
+    options = {"lifetime": Variant("s", "caller")}
+    run.caller.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, options)
+
+
+def _launch_for_caller(run: Run) -> None:
+    run.caller = Client()
+    options = {"lifetime": Variant("s", "caller")}
+    run.caller.call("Launch", "sasaa{sv}a{sv}", run.name, COMMAND, run.resources, options)
+
+
+def _caller_leaves(run: Run) -> None:
+    run.close()
+    run.world.wait("the VM of a caller that left", run.is_removed)
+
+
+def _launch(run: Run) -> None:
+    run.world.client.call("Launch", "sasaa{sv}a{sv}", run.name, COMMAND, run.resources, {})
+
+
+def _launch_broken(run: Run) -> None:
+    command = [str(run.world.broken)]
+    run.world.client.call("Launch", "sasaa{sv}a{sv}", run.name, command, run.resources, {})
+
+
+def _release(run: Run) -> None:
+    run.world.client.release(run.name)
+
+
+def _verify(run: Run) -> None:
+    run.world.client.call("Verify", "ba{sv}", True, {})
+
+
+def _forget(run: Run) -> None:
+    run.world.client.call("Forget", "sa{sv}", run.name, {})
+
+
+def _end_unit(run: Run) -> None:
+    os.kill(run.world.main_pid(f"svirt-{run.name}.service"), signal.SIGKILL)
+    run.world.wait("the VM of a unit that ended", run.is_removed)
+
+
+def _nothing(_run: Run) -> None:
+    pass
+
+
+ACQUIRED: Final = Step(_acquire, Fate.LABELLED)
+LAUNCHED: Final = Step(_launch, Fate.RUNNING)
+RELEASED: Final = Step(_release, Fate.GONE)
+_KEPT: Final = Step(_acquire_persistent, Fate.LABELLED)
+_PUT_AWAY: Final = Step(_release, Fate.RESERVED)
+
+SCENARIOS: Final = (
+    Scenario("first-start", (Step(_nothing, Fate.GONE),), sizes=(0,), with_book=False),
+    Scenario("acquire", (ACQUIRED,)),
+    Scenario("launch", (LAUNCHED,)),
+    Scenario("release", (RELEASED,), before=(ACQUIRED,)),
+    Scenario("release-launched", (RELEASED,), before=(LAUNCHED,)),
+    Scenario("unit-ends", (Step(_end_unit, Fate.GONE, silent=True),), before=(LAUNCHED,)),
+    # Its last label is refused: everything is taken back.
+    Scenario(
+        "acquire-refused",
+        (Step(_acquire, Fate.GONE, fails=True),),
+        armed="label-write@{labels}=errno:ENOSPC",
+    ),
+    # Every label stands when it turns out that its command cannot be executed.
+    Scenario("launch-refused", (Step(_launch_broken, Fate.GONE, fails=True),)),
+    # The last label is refused, and the first that was set cannot be taken back: the operation
+    # stays open until the next start.
+    Scenario(
+        "acquire-stuck",
+        (Step(_acquire, Fate.GONE, fails=True),),
+        armed="label-write@{labels}+=errno:EIO",
+        sizes=(20,),
+    ),
+    Scenario(
+        "release-stuck",
+        (Step(_release, Fate.GONE, fails=True),),
+        before=(ACQUIRED,),
+        armed="label-write@{middle}+=errno:EROFS",
+    ),
+    # The VM is failed; its next start would finish the release, too.
+    Scenario(
+        "verify-finishes",
+        (Step(_verify, Fate.GONE, silent=True),),
+        before=(ACQUIRED, Step(_release, Fate.GONE, fails=True)),
+        armed="label-write@{middle}=errno:EROFS",
+        sizes=(1,),
+    ),
+    Scenario("persistent", (_PUT_AWAY, _KEPT, _PUT_AWAY), before=(_KEPT,)),
+    Scenario(
+        "persistent-refused",
+        (Step(_acquire, Fate.RESERVED, fails=True),),
+        before=(_KEPT, _PUT_AWAY),
+        armed="label-write@{third}=errno:EDQUOT",
+    ),
+    Scenario("forget", (Step(_forget, Fate.GONE),), before=(_KEPT, _PUT_AWAY), sizes=(1,)),
+    Scenario(
+        "caller-leaves",
+        (Step(_caller_leaves, Fate.GONE, silent=True),),
+        before=(Step(_acquire_for_caller, Fate.LABELLED),),
+    ),
+    Scenario(
+        "caller-of-a-unit-leaves",
+        (Step(_caller_leaves, Fate.GONE, silent=True),),
+        before=(Step(_launch_for_caller, Fate.RUNNING),),
+        sizes=(1,),
+    ),
+    Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A kill that leaves something open: at the middle one of a scenario's times at a point."""
+
+    scenario: Scenario
+    point: Point
+
+    @property
+    def name(self) -> str:
+        return f"{self.scenario.name}-{self.point}"
+
+
+_BY_NAME: Final = {scenario.name: scenario for scenario in SCENARIOS}
+
+OPEN: Final = tuple(
+    Opened(_BY_NAME[name], point)
+    for name, point in (
+        ("acquire", Point.LABEL_AFTER),  # some labels stand
+        ("acquire", Point.CLOSE_BEFORE),  # all of them
+        ("launch", Point.START_BEFORE),  # labelled, not started
+        ("launch", Point.START_AFTER),  # the unit runs
+        ("launch-refused", Point.UNDO_AFTER),  # some labels are back
+        ("release-launched", Point.STOP_AFTER),  # the unit has ended, nothing is open
+        ("release-launched", Point.UNDO_BEFORE),
+        ("release", Point.CLOSE_BEFORE),  # all labels are back
+        ("release-stuck", Point.FAILED_AFTER),
+        ("persistent", Point.UNDO_SYNCED),
+        ("caller-leaves", Point.BEGIN_BEFORE),
+        ("unit-ends", Point.END_NOTICED),
+    )
+)

@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The machine that the daemon is killed on: files, a VM that nothing may happen to, a way back.
+
+The bystander's book is made once; every case starts from a copy of it and from files that carry
+what they carried then.
+"""
+
+import os
+import select
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from svirtd.failpoints import Point
+from svirtd.host.bus import BusError, Variant
+from tests.support import DEADLINE_S, XATTR, Client, Daemon, image, wait_for
+from tests.zygote import Zygote
+
+BYSTANDER: Final = "bystander"
+# No other process of the machine sleeps as long; what runs it is a VM's.
+COMMAND: Final = ("/bin/sleep", "86397")
+# What a file gets for each access, with the VM's categories put in.
+LABELS: Final = {
+    "exclusive": "system_u:object_r:svirt_image_t:s0:{}",
+    "readonly": "system_u:object_r:virt_content_t:s0:{}",
+    "public": "system_u:object_r:virt_content_t:s0",
+}
+_MOST: Final = 20
+_UCRED: Final = struct.Struct("3i")
+_LOOK_S: Final = 0.005
+_SYSTEMD: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
+_SYSTEMD_MANAGER: Final = "org.freedesktop.systemd1.Manager"
+_ORIGINALS: Final = (
+    b"system_u:object_r:virt_image_t:s0\0",
+    None,
+    b"unconfined_u:object_r:user_home_t:s0\0",
+)
+# Carries what a public file gets anyway: it is not written, and nothing is to be taken back.
+_RIGHT_ALREADY: Final = 13
+_ACCESSES: Final = ("exclusive", "readonly", "exclusive", "public", "public")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A file that the VM is to have, and what it carries when nobody has it."""
+
+    path: Path
+    access: str
+    original: bytes | None
+
+    @property
+    def request(self) -> dict[str, Variant]:
+        """It as an argument."""
+        return {"path": Variant("s", str(self.path)), "access": Variant("s", self.access)}
+
+
+def raw_label(path: Path) -> bytes | None:
+    """Return the label's bytes."""
+    try:
+        return os.getxattr(path, XATTR)
+    except OSError as error:
+        if error.errno == 61:  # ENODATA
+            return None
+        raise
+
+
+def put_label(path: Path, raw: bytes | None) -> None:
+    """Have a file carry exactly this."""
+    if raw is not None:
+        os.setxattr(path, XATTR, raw)
+    elif raw_label(path) is not None:
+        os.removexattr(path, XATTR)
+
+
+class World:
+    """Everything that one shard works on. `close` ends and removes it."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        # A tmpfs: the daemon is ended, not the machine, so that a sync proves nothing here.
+        self.folder = Path(tempfile.mkdtemp(prefix="crash-", dir="/run"))
+        self.files = self.folder / "files"
+        self.files.mkdir()
+        self.trace = self.folder / "trace"
+        # Looks like a command and cannot be executed.
+        self.broken = self.folder / "broken"
+        self.broken.write_text(f"#!{self.folder}/nothing\n")
+        self.broken.chmod(0o755)
+        self.daemon = Daemon(self.folder / "d", zygote=zygote)
+        self._notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notified.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        self._notified.bind(str(self.folder / "notify"))
+        self.daemon.env["NOTIFY_SOCKET"] = str(self.folder / "notify")
+        self.client = Client()
+        self.client.listen()
+        self._clean_book = self.folder / "clean-book"
+        self._names = 0
+        self.resources = tuple(self._resource(number) for number in range(_MOST - 1))
+        self.shared = Resource(image(self.files / "shared.img"), "public", _ORIGINALS[0])
+        self.own = Resource(image(self.files / "bystander.img"), "exclusive", None)
+        put_label(self.shared.path, self.shared.original)
+        assert self.start()
+        self._acquire_bystander()
+        self.daemon.kill()
+        shutil.copytree(self.daemon.book.parent, self._clean_book)
+        self.bystander_labels = {one.path: raw_label(one.path) for one in (self.shared, self.own)}
+
+    def _resource(self, number: int) -> Resource:
+        access = _ACCESSES[number % len(_ACCESSES)]
+        original = _ORIGINALS[number % len(_ORIGINALS)]
+        if number == _RIGHT_ALREADY:
+            original = LABELS[access].encode() + b"\0"
+        one = Resource(image(self.files / f"{number:02}.img"), access, original)
+        put_label(one.path, original)
+        return one
+
+    def _acquire_bystander(self) -> None:
+        some = [self.own.request, self.shared.request]
+        self.client.call("Acquire", "saa{sv}a{sv}", BYSTANDER, some, {})
+        self.settle()
+
+    def resources_of(self, size: int) -> tuple[Resource, ...]:
+        """So many resources; the last of the full number is shared with the bystander."""
+        return (*self.resources, self.shared) if size == _MOST else self.resources[:size]
+
+    def labels_of(self, size: int) -> int:
+        """How many labels an acquisition of so many resources writes."""
+        some = self.resources_of(size)
+        return len(some) - sum(one is self.shared for one in some) - (size > _RIGHT_ALREADY)
+
+    def new_name(self) -> str:
+        """A VM's name that no unit has had: systemd unloads the last one's in its own time."""
+        self._names += 1
+        return f"vm{self._names}"
+
+    def reset(self, *, with_book: bool) -> None:
+        """Bring back the beginning; whatever a failed case has left is ended."""
+        if self.daemon.process is not None:
+            self.daemon.kill()
+        for unit in self.units():
+            self.systemd("StopUnit", "ss", unit, "replace")
+        wait_for("no unit of an earlier case", lambda: not self.units())
+        shutil.rmtree(self.daemon.book.parent, ignore_errors=True)
+        shutil.rmtree(self.daemon.runtime, ignore_errors=True)
+        if with_book:
+            shutil.copytree(self._clean_book, self.daemon.book.parent)
+        for one in (*self.resources, self.shared, self.own):
+            put_label(one.path, one.original)
+        if with_book:
+            for path, raw in self.bystander_labels.items():
+                put_label(path, raw)
+        self.client.idle(0)
+        self.client.signals.clear()
+
+    def start(self, armed: str = "", *, traced: bool = True) -> bool:
+        """Start the daemon; False if it was ended before it served."""
+        if traced:
+            self.trace.unlink(missing_ok=True)
+        parts = [f"trace:{self.trace}"] * traced + [armed] * bool(armed)
+        self.daemon.failpoints = " ".join(parts)
+        self.daemon.spawn()
+        deadline = time.monotonic() + DEADLINE_S
+        # Told instead of asked for again and again: most of what a case takes is such starts.
+        while not self.ended():
+            assert time.monotonic() < deadline, f"no READY: {self.daemon.output()[-4000:]}"
+            if select.select([self._notified], [], [], _LOOK_S)[0]:
+                pid, message = self._notification()
+                if pid == self.daemon.pid and message.startswith(b"READY=1"):
+                    return True
+        return False
+
+    def _notification(self) -> tuple[int, bytes]:
+        """Read what a daemon tells its service manager, with the kernel's word on who it is."""
+        message, control, _, _ = self._notified.recvmsg(4096, socket.CMSG_SPACE(_UCRED.size))
+        ((_, _, credentials),) = control
+        return int(_UCRED.unpack(credentials)[0]), message
+
+    def ended(self) -> bool:
+        """Say whether the daemon was killed; fail if it ended in another way."""
+        process = self.daemon.process
+        if process is None or process.poll() is None:
+            return False
+        assert process.returncode == -signal.SIGKILL, self.daemon.output()[-4000:]
+        return True
+
+    def stop(self) -> None:
+        """End the daemon as systemd does; it may be killed at a boundary on its way."""
+        if not self.ended():
+            assert self.daemon.end(signal.SIGTERM) in (0, -signal.SIGKILL), self.daemon.output()
+        self.daemon.process = None
+
+    def settle(self, *, stuck: bool = False) -> None:
+        """Wait until the daemon has nothing more to do: lazy commits made, signals sent.
+
+        `stuck`: an operation cannot be finished and stays open.
+        """
+        self.client.call("ListVMs")
+        self.wait("no operation is open", lambda: stuck or not self.rows("operation"))
+        self.wait("every commit has ended", self._commits_have_ended)
+
+    def _commits_have_ended(self) -> bool:
+        names = [point for point, _ in self.reached()]
+        # Of one that an error was put into the end is not told.
+        if "=raise" in self.daemon.failpoints:
+            return True
+        return names.count(Point.COMMIT_BEFORE) == names.count(Point.COMMIT_AFTER)
+
+    def reached(self) -> list[tuple[Point, str]]:
+        """The points that the daemon has reached, in order, each with the call's place."""
+        if not self.trace.exists():
+            return []
+        lines = self.trace.read_text().splitlines()
+        return [(Point(name), site) for name, site in (line.split() for line in lines)]
+
+    def wait(self, what: str, look: Callable[[], bool]) -> None:
+        """Wait for something that the daemon is to do, or for its being killed meanwhile."""
+        wait_for(what, lambda: self.ended() or self._look(look))
+
+    def _look(self, look: Callable[[], bool]) -> bool:
+        try:
+            return look()
+        except BusError:
+            return False
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """Ask the book what it has committed."""
+        with closing(sqlite3.connect(f"file:{self.daemon.book}?mode=ro", uri=True)) as book:
+            return book.execute(sql).fetchall()
+
+    def rows(self, table: str) -> list[tuple[Any, ...]]:
+        """What stands in a table of the book."""
+        return self.query(f"SELECT * FROM {table}")
+
+    def dump(self) -> dict[str, Any]:
+        """The book, labels, folders and units as they are."""
+        tables = self.query("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
+        found: dict[str, Any] = {name: self.rows(name) for (name,) in tables}
+        found["labels"] = {path: raw_label(path) for path in sorted(self.files.iterdir())}
+        found["folders"] = self.folders()
+        found["units"] = [(unit, self.main_pid(unit)) for unit in self.units()]
+        return found
+
+    def label(self, resource: Resource) -> bytes | None:
+        """What a file carries."""
+        return raw_label(resource.path)
+
+    def folders(self) -> list[str]:
+        """The runtime folders of VMs."""
+        above = self.daemon.runtime / "vm"
+        return sorted(os.listdir(above)) if above.exists() else []
+
+    def systemd(
+        self,
+        member: str,
+        signature: str,
+        *body: Any,
+        path: str = _SYSTEMD[1],
+        interface: str = _SYSTEMD_MANAGER,
+    ) -> list[Any]:
+        """Ask systemd."""
+        reply = self.client.runner.run(
+            self.client.connection.call(
+                _SYSTEMD[0], path, interface, member, signature, body, timeout_s=DEADLINE_S
+            )
+        )
+        return list(reply.body)
+
+    def units(self) -> list[str]:
+        """The units of VMs that have not ended."""
+        (rows,) = self.systemd("ListUnitsByPatterns", "asas", [], ["svirt-*.service"])
+        return sorted(row[0] for row in rows if row[3] not in ("inactive", "failed"))
+
+    def main_pid(self, unit: str) -> int:
+        """The main process of a unit."""
+        return int(self.service(unit)["MainPID"].value)
+
+    def service(self, unit: str) -> dict[str, Variant]:
+        """What systemd says of a service."""
+        (path,) = self.systemd("GetUnit", "s", unit)
+        interface = "org.freedesktop.DBus.Properties"
+        service = "org.freedesktop.systemd1.Service"
+        (found,) = self.systemd("GetAll", "s", service, path=path, interface=interface)
+        return dict(found)
+
+    def processes(self) -> list[int]:
+        """The processes that a VM's unit has started."""
+        wanted = b"\0".join(part.encode() for part in COMMAND) + b"\0"
+        found = []
+        for entry in os.listdir("/proc"):
+            try:
+                if entry.isdigit() and Path("/proc", entry, "cmdline").read_bytes() == wanted:
+                    found.append(int(entry))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return sorted(found)
+
+    def close(self) -> None:
+        """End everything and take it away."""
+        self.reset(with_book=False)
+        self.client.close()
+        self._notified.close()
+        shutil.rmtree(self.folder)
