@@ -355,5 +355,8 @@ def _why(error: OSError) -> str:
         errno.ENOENT: "no such file; check the path",
         errno.EACCES: "permission denied",
         errno.ENOSPC: "no space left on its file system",
+        errno.EDQUOT: "disk quota exceeded on its file system",
+        errno.EOPNOTSUPP: "its file system cannot keep a label",
+        errno.EPERM: "operation not permitted; is it immutable (lsattr)?",
     }
     return hints.get(error.errno or 0, error.strerror or str(error))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.crash.errors import Errors
 from tests.crash.histories_run import figures
 from tests.crash.report import Report
 from tests.crash.world import World
@@ -34,6 +35,12 @@ def world(_world: World) -> Iterator[World]:
     """The machine that the daemon is killed on; nothing of the test runs there afterwards."""
     yield _world
     _world.reset(with_book=True)
+
+
+@pytest.fixture
+def errors(world: World) -> Errors:
+    """The same machine, with errors put into steps."""
+    return Errors(world, _report)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
