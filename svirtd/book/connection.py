@@ -175,7 +175,7 @@ def failure(path: str, error: sqlite3.Error) -> Failed:
     if isinstance(error, sqlite3.DatabaseError) and is_damage(error):
         return _damaged(path, error)
     return Failed(
-        f"the book {path} cannot be used ({error}); nothing was changed: "
+        f"the book {path} cannot be used ({error}); nothing was written: "
         "free space on its file system or mend the disk, then try again"
     )
 

@@ -16,6 +16,7 @@ from svirtd.core.devices import is_parked
 from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
 from svirtd.engine import apply, entries, unknown
+from svirtd.engine.again import until_done
 from svirtd.engine.apply import Fate, Outcome, Undone
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
@@ -38,6 +39,8 @@ class Operations:
         self._units = units
         self.names = Locks()
         self.objects = Locks()
+        # By VM: acquisitions that are done and could not be closed in the book yet.
+        self._unclosed: dict[str, Operation] = {}
 
     async def label(self, operation: Operation, opened: Sequence[Opened]) -> None:
         """Set every label of an operation; on failure take everything back and raise the reason."""
@@ -64,7 +67,7 @@ class Operations:
         closing = self._doors.store.write_behind(
             functools.partial(ledger.close_operation, operation=operation)
         )
-        closing.add_done_callback(self._record_unclosed)
+        closing.add_done_callback(functools.partial(self._close_again, operation))
 
     async def finish_launch(self, operation: Operation, entry: Entry, main_pid: int) -> Entry:
         """Close a launch whose labels all stand and whose unit runs."""
@@ -77,13 +80,25 @@ class Operations:
         reach(Point.CLOSE_AFTER)
         return running
 
-    def _record_unclosed(self, closing: asyncio.Future[None]) -> None:
-        if not closing.cancelled() and (error := closing.exception()) is not None:
-            self._doors.journal.record(
-                MessageId.WARNING,
-                f"a finished operation stays open in the book until the next start: {error}",
-                priority=Priority.WARNING,
-            )
+    def _close_again(self, operation: Operation, closing: asyncio.Future[None]) -> None:
+        """An acquisition that stays open would be undone at a start that finds a label changed."""
+        if closing.cancelled() or closing.exception() is None:
+            return
+        vm = operation.vm
+        self._unclosed[vm.id] = operation
+
+        async def close() -> None:
+            async with self.names.hold(vm.name):
+                # A release has taken it over otherwise.
+                if self._unclosed.get(vm.id) is operation:
+                    await self._doors.store.write(
+                        lambda db: ledger.close_operation(db, operation), durable=False
+                    )
+                    del self._unclosed[vm.id]
+
+        self._doors.spawn(
+            until_done(self._doors.journal, f"closing the acquisition of VM {vm.name}", close)
+        )
 
     async def release(self, vm: VM, cause: Cause) -> None:
         """Give a VM's labels back and tell of it. Raises Drift if that could not be finished."""
@@ -103,6 +118,7 @@ class Operations:
                 lambda db: entries.begin_release(db, vm, cause.caller_uid, guesses)
             )
             reach(Point.BEGIN_AFTER)
+            self._unclosed.pop(vm.id, None)
             if begun is None:
                 await self._drop_reservation(vm, cause)
                 return

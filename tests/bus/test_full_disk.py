@@ -58,7 +58,7 @@ def test_a_full_disk(client: Client, small: Path, tmp_path: Path) -> None:
         )
         with nothing_changes(client, tmp_path):
             refused = client.error("Acquire", "saa{sv}a{sv}", "more", resources(disk), {})
-            assert_refused(refused, OWN + "Failed", "nothing was changed")
+            assert_refused(refused, OWN + "Failed", "nothing was written")
         assert label(disk) is None
         assert len(client.vms()) == len(names)
         # As long as an idle daemon needs to see to its log.
@@ -96,7 +96,7 @@ def test_all_or_nothing_wherever_the_disk_fills_up(
             try:
                 client.acquire(f"vm{number}", disk)
             except BusError as error:
-                assert_refused(error, OWN + "Failed", "nothing was changed")
+                assert_refused(error, OWN + "Failed", "nothing was written")
                 break
             names.append(f"vm{number}")
         assert label(disk) is None
