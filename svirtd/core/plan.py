@@ -112,7 +112,9 @@ def _decide(
             _refuse_conflict(vm_id, seen, holds)
             # Shared with earlier public holders: the label stays, the original is the first one's.
             _refuse_foreign_change(seen, holds[0])
-            return Decision(seen, target, holds[0].original, None, None)
+            # By today's configuration it might be another label: the last holder looks for the one
+            # that is there, and gives the original back only from that.
+            return Decision(seen, holds[0].label, holds[0].original, None, None)
         _refuse_kind(seen)
         _refuse_type(seen, rules)
         _refuse_private_set(seen, rules)

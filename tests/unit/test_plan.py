@@ -235,6 +235,14 @@ def test_a_vms_own_hold_is_in_the_way_too(access: Access) -> None:
     assert "held by VM 'me' already" in str(refused)
 
 
+def test_a_shared_object_keeps_the_label_that_it_has() -> None:
+    """Also where the configuration would give another one today."""
+    earlier = "system_u:object_r:virt_content_t:s0:c900"
+    seen = one(access=Access.PUBLIC, label=earlier)
+    (decision,) = decide([seen], [hold(seen, Access.PUBLIC, earlier)]).decisions
+    assert (decision.target, decision.step, decision.refusal) == (earlier, None, None)
+
+
 def test_a_shared_object_that_somebody_changed_is_refused() -> None:
     held = hold(one(), Access.PUBLIC, str(CONTEXTS.content))
     refused = refusal(one(access=Access.PUBLIC, label="u:object_r:etc_t:s0"), held)
