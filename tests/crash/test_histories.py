@@ -12,7 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.histories import Histories
 from tests.crash.histories_disks import Disks
-from tests.crash.histories_run import Stage
+from tests.crash.histories_run import Stage, figures
 from tests.sandbox import Sandbox
 from tests.zygote import Zygote
 
@@ -45,3 +45,9 @@ def test_histories(stage: Stage) -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+    if not ASKED:
+        # Histories of nothing would pass, too.
+        assert figures["histories"] >= HISTORIES
+        assert figures["requests done"] > figures["requests refused"] > 0
+        assert figures["of these at a fail point"] > 0
+        assert figures["kills of VMs"] > 0
