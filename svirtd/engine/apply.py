@@ -201,6 +201,8 @@ def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
         return Outcome(step, Fate.FAILED, None, str(error))
     except (OSError, NoLabels) as error:
         return Outcome(step, Fate.FAILED, None, f"its label cannot be read: {error}")
+    except Exception as error:  # noqa: BLE001 -- told as the reason; the other steps are taken
+        return Outcome(step, Fate.FAILED, None, f"a fault of svirtd, {error!r}; report it")
     if found != step.new:
         return Outcome(step, Fate.CHANGED, found, _CHANGED)
     # Found as it should be without our doing: taken before, by a run that was cut off.
