@@ -107,7 +107,7 @@ class Scenario:
                 step.ask(run)
             except BusError as error:
                 run.error = error.name
-                if _cut_off(error) or even_so:
+                if cut_off(error) or even_so:
                     return
                 if not step.fails:
                     raise
@@ -117,15 +117,15 @@ class Scenario:
                 assert not step.fails, "not refused"
             run.told.append(step.fate)
             try:
-                run.world.settle(stuck=step.fails)
+                run.world.settle(stuck=step.fails or even_so)
             except BusError as error:
-                if not _cut_off(error):
+                if not cut_off(error):
                     raise
             if run.world.ended():
                 return
 
 
-def _cut_off(error: BusError) -> bool:
+def cut_off(error: BusError) -> bool:
     """Say whether there is nobody any more who could answer."""
     return error.name in (
         "org.freedesktop.DBus.Error.NoReply",
