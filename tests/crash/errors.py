@@ -24,7 +24,12 @@ FIRST_MIDDLE_LAST: Final = (1, 3, 5)
 
 def reason(name: str) -> str:
     """What a message must say of an error: the kernel's words, or what they mean here."""
-    other = {"EROFS": "read-only", "ENOTSUP": "cannot keep a label", "ENOSPC": "no space left"}
+    other = {
+        "EROFS": "read-only",
+        "ENOTSUP": "cannot keep a label",
+        "ENOSPC": "no space left",
+        "ENOENT": "no such file",
+    }
     return other.get(name, os.strerror(getattr(errno, name)).lower())
 
 
