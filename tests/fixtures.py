@@ -6,6 +6,7 @@ A tier takes them into its conftest.py by name.
 
 import asyncio
 import os
+import signal
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from tests.zygote import Zygote
 
 # The daemons of modules, which outlive a test.
 _shared: list[Daemon] = []
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What a shell runs in the background ignores Ctrl-C, and so would everything started here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
