@@ -9,10 +9,10 @@ from tests.crash.errors import Errors
 from tests.crash.histories_run import figures
 from tests.crash.report import Report
 from tests.crash.world import World
-from tests.fixtures import client, nothing_left, sandbox, zygote
+from tests.fixtures import client, interruptible, nothing_left, sandbox, zygote
 from tests.zygote import Zygote
 
-__all__ = ["client", "nothing_left", "sandbox", "zygote"]
+__all__ = ["client", "interruptible", "nothing_left", "sandbox", "zygote"]
 
 _report = Report.of_environment()
 
