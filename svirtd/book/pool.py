@@ -191,9 +191,10 @@ def retire(db: Database, rank: int) -> None:
         _give_back(db, rank)
 
 
-def suspects(db: Database, limit: int) -> list[Suspect]:
-    """Return the quarantined objects, oldest first."""
-    return [_suspect(row) for row in db.execute(f"{_SUSPECT} ORDER BY id LIMIT ?", [limit])]
+def suspects(db: Database, limit: int, after: int = 0) -> list[Suspect]:
+    """Return the quarantined objects, oldest first: those behind the one with the id `after`."""
+    rows = db.execute(f"{_SUSPECT} WHERE id > ? ORDER BY id LIMIT ?", [after, limit])
+    return [_suspect(row) for row in rows]
 
 
 def suspects_on(db: Database, identity: Identity) -> list[Suspect]:

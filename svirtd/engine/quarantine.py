@@ -2,6 +2,7 @@
 """Objects that may still carry the set of a VM that is gone, and keep it out of the pool."""
 
 import functools
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from svirtd.book import pool, registry
@@ -17,7 +18,7 @@ from svirtd.host.boot import is_device_node
 from svirtd.host.journal import MessageId
 from svirtd.host.trees import Labelled
 
-# How many quarantined objects one pass looks at.
+# How many quarantined objects are read from the book at once.
 _AT_ONCE = 1000
 _PROCESS = "/proc/"
 _SETS_MAX = 1024
@@ -36,8 +37,8 @@ class Quarantine:
         gets its original; that finishes the release which did not find it.
         """
         await find_devices(self._doors, rebooted=False)
-        store, findings = self._doors.store, []
-        for suspect in await store.read(lambda db: pool.suspects(db, _AT_ONCE)):
+        findings = []
+        async for suspect in self._all():
             if not await self._clean(suspect, restore=restore):
                 findings.append(await self._doors.in_file_thread(self._finding, suspect))
         return findings
@@ -48,11 +49,22 @@ class Quarantine:
         Called in the first start after it, before any request: whatever is in the book was labelled
         before. Without this a launched VM's volume would cost a set at each reboot, for ever.
         """
-        store = self._doors.store
-        for suspect in await store.read(lambda db: pool.suspects(db, _AT_ONCE)):
+        async for suspect in self._all():
             if await self._doors.in_file_thread(is_device_node, suspect.path):
                 seen = functools.partial(pool.seen_clean, suspect=suspect)
-                await store.write(seen, durable=False)
+                await self._doors.store.write(seen, durable=False)
+
+    async def _all(self) -> AsyncIterator[Suspect]:
+        """Every suspect: those that stay must not keep others from being looked at."""
+        last = 0
+        while True:
+            page = functools.partial(pool.suspects, limit=_AT_ONCE, after=last)
+            some = await self._doors.store.read(page)
+            for suspect in some:
+                yield suspect
+            if len(some) < _AT_ONCE:
+                return
+            last = some[-1].id
 
     async def found_at(self, suspect: Suspect, path: str, *, repair: bool) -> Finding | None:
         """Return the finding for a suspect that was seen at another path than the book has.

@@ -367,6 +367,19 @@ def test_a_suspected_set_waits_until_every_object_is_clean(store: Store) -> None
     assert draw(store) == rank
 
 
+def test_suspects_page_by_page(store: Store) -> None:
+    """Whoever looks at all of them is not kept at the first ones, which may stay for good."""
+    made = [Suspect(0, 7, "vm", Identity(1, n), f"/{n}", "l", "why") for n in range(5)]
+    store.now(lambda db: pool.suspect(db, 7, made))
+    seen: list[int] = []
+    last = 0
+    while some := store.now(lambda db, last=last: pool.suspects(db, 2, last)):  # type: ignore[misc]
+        assert len(some) <= 2
+        seen += [one.identity.ino for one in some]
+        last = some[-1].id
+    assert seen == list(range(5))
+
+
 def test_the_pool_survives_a_new_start(path: str) -> None:
     store = Store.open(path)
     ranks = [draw(store) for _ in range(3)]
