@@ -142,15 +142,21 @@ def test_a_policy_that_isolates_nobody_is_noticed(client: Client, tmp_path: Path
         # Categories bind it nothing: it may use every image of the host.
         ("process", "system_u:system_r:virtd_t:s0", "does not keep VMs apart: system_u:system_r:"),
         ("process", "system_u:system_r:no_such_t:s0", "the kernel does not accept the context"),
-        # Bound by categories, but none of svirtd's: it would not see its processes.
+        # Not bound by them, and so none that svirtd sees: its processes would count as ended.
+        (
+            "process",
+            "system_u:system_r:sshd_t:s0",
+            "svirtd_t may not look at processes of sshd_t",
+        ),
+        # Bound by categories, but not by those of its image.
         (
             "process",
             "system_u:system_r:svirt_prot_exec_t:s0",
-            "svirtd_t may not look at processes of svirt_prot_exec_t",
+            "svirt_prot_exec_t:s0:c0,c1 may not open, read, write its own file",
         ),
         ("image", "system_u:object_r:shadow_t:s0", "its own file system_u:object_r:shadow_t"),
     ],
-    ids=["unconstrained", "unknown", "unseen", "useless"],
+    ids=["unconstrained", "unknown", "unseen", "others", "useless"],
 )
 def test_a_configuration_that_isolates_nobody(
     configure: Callable[[str], None],
