@@ -136,7 +136,11 @@ class Qemu(Machine):
         named = resources(*disks) + resources(*read_only, access="readonly")
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "qmp")
-        assert "QMP" in self.read()
+        greeting = self.read()
+        while "event" in greeting:
+            # QEMU keeps what happens before the first monitor connects, and tells it first.
+            greeting = self.read()
+        assert "QMP" in greeting, greeting
         self.command("qmp_capabilities")
 
     def command(self, name: str, **arguments: Any) -> dict[str, Any]:
