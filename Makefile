@@ -62,7 +62,7 @@ install: all
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system.d dbus/org.svirt1.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml
-	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module)
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module) policy/svirtd_class.cil
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/devel/include/contrib policy/svirtd.if
 	for page in man/*.[0-9]; do \
 		$(INSTALL) -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; \

@@ -32,7 +32,7 @@ RELEASES: Final = ("bookworm", "trixie")
 _GUEST: Final = (
     *("systemd-sysv", "dbus", "udev", "kmod", "init-system-helpers"),
     *("selinux-basics", "selinux-policy-default", "selinux-utils", "policycoreutils"),
-    *("python3", "python3-selinux", "python3-systemd"),
+    *("python3", "python3-audit", "python3-selinux", "python3-systemd"),
     *("linux-image-cloud-amd64", "qemu-system-x86", "qemu-utils", "auditd", "setools"),
     *("systemd-container", "polkitd", "python3-pytest", "python3-gi", "gir1.2-glib-2.0"),
     *("libglib2.0-bin", "procps", "attr", "libvirt-daemon-system", "libvirt-clients"),

@@ -46,6 +46,7 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/share/man/man8/svirtd.8",
         "usr/share/selinux/devel/include/contrib/svirtd.if",
         "usr/share/selinux/packages/svirtd.pp",
+        "usr/share/selinux/packages/svirtd_class.cil",
     }
     assert "usr/lib/svirtd/svirtd/contract/org.svirt1.Manager.xml" in found
     own = {str(path.relative_to(build.REPO)) for path in build.REPO.glob("svirtd/**/*.py")}
