@@ -4,6 +4,9 @@
 
 class av_decision:  # noqa: N801 -- its name there
     allowed: int
+    auditallow: int
+    auditdeny: int
+    seqno: int
     flags: int
 
 def is_selinux_enabled() -> int: ...

@@ -27,6 +27,8 @@ _CONTENT: Final = "system_u:object_r:virt_content_t:s0"
 
 # SELINUX_AVD_FLAGS_PERMISSIVE, which the binding does not have.
 _PERMISSIVE_DOMAIN: Final = 0x1
+# Policies that may be loaded during one question before it is given up.
+_TRIES: Final = 5
 # As large as the kernel makes any of its attributes in /proc.
 _LABEL_BYTES: Final = 4096
 _NO_LABELS: Final = (errno.EOPNOTSUPP, errno.ENOSYS)
@@ -64,12 +66,34 @@ class Status:
     policies_loaded: int
 
 
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the policy says of one permission: granted or not, and whether it wants that logged.
+
+    `permissive`: the domain or the whole system is, so a denial is only told.
+    """
+
+    granted: bool
+    permissive: bool
+    audited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Class:
+    """A class by the numbers that one loaded policy has for it; 0 if it has none."""
+
+    policies_loaded: int
+    number: int
+    bits: dict[str, int]
+
+
 class Kernel:
     """What this host's kernel and policy say. Thread-safe."""
 
     def __init__(self) -> None:
         """Raises StartError."""
         self._selinux = _binding()
+        self._classes: dict[str, _Class] = {}
         # Whether there is SELinux is settled when the kernel boots.
         self._enabled = bool(self._selinux.is_selinux_enabled())
         if self._enabled:
@@ -101,22 +125,63 @@ class Kernel:
 
         Only on a kernel with SELinux. Raises OSError, also for a class that the policy lacks.
         """
-        # The library keeps numbers that another policy may give otherwise.
-        self._selinux.selinux_flush_class_cache()
-        number = self._selinux.string_to_security_class(kind)
-        if not number:
-            raise OSError(errno.EINVAL, f"the policy has no class {kind}")
-        decision = self._selinux.av_decision()
-        self._selinux.security_compute_av_flags_raw(str(source), str(target), number, 0, decision)
-        allowed = {
-            self._selinux.security_av_perm_to_string(number, 1 << bit)
-            for bit in range(32)
-            if decision.allowed >> bit & 1
-        }
+        known, decision = self._compute(str(source), str(target), kind)
         return Decision(
-            frozenset(name for name in allowed if name),
+            frozenset(name for name, bit in known.bits.items() if decision.allowed & bit),
             permissive=bool(decision.flags & _PERMISSIVE_DOMAIN),
         )
+
+    def has_class(self, kind: str) -> bool:
+        """Say whether the loaded policy has a class; False without SELinux."""
+        return self._enabled and bool(self._class(kind).number)
+
+    def check_access(self, source: str, target: str, kind: str, permission: str) -> Access:
+        """Return what the loaded policy says of one permission, for an object manager.
+
+        Only on a kernel with SELinux. Raises OSError where the policy cannot say, also for a class
+        or a permission that it lacks: the library's own check would then allow what the policy
+        was built to allow of unknown ones. Nothing is kept between two questions: the library's
+        cache never lets go of a context, and each VM has one of its own.
+        """
+        known, decision = self._compute(source, target, kind)
+        bit = known.bits.get(permission)
+        if bit is None:
+            raise OSError(errno.EINVAL, f"the policy's class {kind} has no permission {permission}")
+        granted = bool(decision.allowed & bit)
+        enforcing = self._selinux.selinux_status_getenforce() == 1
+        return Access(
+            granted,
+            permissive=not enforcing or bool(decision.flags & _PERMISSIVE_DOMAIN),
+            audited=bool((decision.auditallow if granted else decision.auditdeny) & bit),
+        )
+
+    def _compute(self, source: str, target: str, kind: str) -> tuple[_Class, Any]:
+        """Return what the policy says, and the numbers by which it says that. Raises OSError."""
+        decision = self._selinux.av_decision()
+        for _ in range(_TRIES):
+            known = self._class(kind)
+            if not known.number:
+                raise OSError(errno.EINVAL, f"the policy has no class {kind}")
+            self._selinux.security_compute_av_flags_raw(source, target, known.number, 0, decision)
+            # An answer by another policy than the numbers are of would be about something else.
+            if known.policies_loaded == self._selinux.selinux_status_policyload():
+                return known, decision
+        raise OSError(errno.EAGAIN, "one policy after the other is being loaded")
+
+    def _class(self, kind: str) -> _Class:
+        loaded = self._selinux.selinux_status_policyload()
+        known = self._classes.get(kind)
+        if known is None or known.policies_loaded != loaded:
+            # The library keeps numbers that another policy may give otherwise.
+            self._selinux.selinux_flush_class_cache()
+            number = self._selinux.string_to_security_class(kind)
+            names = (
+                (self._selinux.security_av_perm_to_string(number, 1 << bit), 1 << bit)
+                for bit in range(32 if number else 0)
+            )
+            known = _Class(loaded, number, {name: bit for name, bit in names if name})
+            self._classes[kind] = known
+        return known
 
     def policy_name(self) -> str:
         """Return the name of the loaded policy, empty where there is none."""

@@ -38,6 +38,7 @@ _MAY_USE: Final = {
 
 # Foreign library → its door: the modules that may import it.
 _DOORS: Final = {
+    "audit": r"host/audit\.py",
     "selinux": r"host/kernel\.py",
     "dbus_next": r"host/(bus|transport|message|marshal)\.py",
     "sqlite3": r"book/\w+\.py",
