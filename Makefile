@@ -14,6 +14,7 @@ datadir ?= $(prefix)/share
 mandir ?= $(datadir)/man
 sysconfdir ?= /etc
 unitdir ?= $(prefix)/lib/systemd/system
+sysusersdir ?= $(prefix)/lib/sysusers.d
 # Where the policy's development files are, here; not where anything is installed.
 policymakefile ?= /usr/share/selinux/devel/Makefile
 
@@ -58,10 +59,13 @@ install: all
 	$(fill) packaging/selinux-policy.in >$(DESTDIR)$(libdir)/selinux-policy
 	chmod 755 $(DESTDIR)$(bindir)/svirtd $(DESTDIR)$(bindir)/svirtctl $(DESTDIR)$(libdir)/selinux-policy
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service
+	$(INSTALL) -D -m 644 units/svirtd.sysusers $(DESTDIR)$(sysusersdir)/svirtd.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(sysconfdir)/svirtd units/svirtd.toml
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system.d dbus/org.svirt1.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/polkit-1/actions dbus/org.svirt1.policy
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/polkit-1/rules.d dbus/org.svirt1.rules
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module) policy/svirtd_class.cil
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/devel/include/contrib policy/svirtd.if
 	for page in man/*.[0-9]; do \

@@ -66,6 +66,8 @@ def test_installed_used_and_removed(tree: Path, deb: Path) -> None:
     assert context_of(tree, "/usr/bin/svirtd") == "system_u:object_r:svirtd_exec_t:s0"
     assert context_of(tree, "/run/svirtd/vm/0123456789abcdef/qmp") == "<<none>>"
     assert build.chroot(tree, "systemctl", "is-enabled", "svirtd.service").strip() == "enabled"
+    # Whom the polkit rule means; it is empty, and stays when the package goes.
+    assert build.chroot(tree, "getent", "group", "svirt").strip().endswith(":")
     assert build.chroot(tree, "svirtctl", "--version").split()[-1] == svirtd.__version__
     # Everything it imports is there; without SELinux it does not serve.
     refused = subprocess.run(
