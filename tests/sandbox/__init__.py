@@ -3,7 +3,8 @@
 
 `python3 -m tests.sandbox run -- COMMAND…` builds it from namespaces (mount, pid, ipc, uts, cgroup):
 it works whatever the host's PID 1 is, touches nothing of the host's, and takes every process and
-mount away when the command ends. Network, users and the rest of the file system are the host's.
+mount away when the command ends. Its users are the host's and those of tests/sandbox/accounts.py;
+network and the rest of the file system are the host's.
 Standard library only: it runs before a virtual environment exists.
 """
 

@@ -21,7 +21,7 @@ def main() -> int:
         type=Path,
         default=_BUS_FILES,
         metavar="DIR",
-        help="bus policy, activation and polkit files to install (default: the project's)",
+        help="bus policy, activation, polkit actions and rules to install (default: the project's)",
     )
     verb.add_argument(
         "--start-timeout-s",

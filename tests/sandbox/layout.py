@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.sandbox import kernel
+from tests.sandbox import accounts, kernel
 from tests.sandbox.errors import SandboxError
 
 BUS_SOCKET = "/run/dbus/system_bus_socket"
@@ -23,6 +23,7 @@ _UNITS = Path("/usr/lib/systemd/system")
 _BUS_POLICIES = Path("/usr/share/dbus-1/system.d")
 _BUS_SERVICES = Path("/usr/share/dbus-1/system-services")
 _POLKIT_ACTIONS = Path("/usr/share/polkit-1/actions")
+_POLKIT_RULES = Path("/usr/share/polkit-1/rules.d")
 _EMPTY = (
     "/etc/systemd",
     "/etc/dbus-1",
@@ -114,7 +115,7 @@ def install(state: Path, bus_files: Path) -> None:
     Its cgroup becomes the root of the cgroup tree that it sees.
 
     `state` is the sandbox's own folder; `bus_files` holds the project's bus policy (*.conf), bus
-    activation (*.service) and polkit actions (*.policy). Raises OSError.
+    activation (*.service), polkit actions (*.policy) and polkit rules (*.rules). Raises OSError.
     """
     kernel.unshare(
         kernel.CLONE_NEWNS | kernel.CLONE_NEWCGROUP | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS
@@ -139,8 +140,11 @@ def install(state: Path, bus_files: Path) -> None:
         (_BUS_POLICIES, ".conf", [f"{name}.conf" for name in _BUS_NAMES]),
         (_BUS_SERVICES, ".service", [f"{name}.service" for name in _BUS_NAMES]),
         (_POLKIT_ACTIONS, ".policy", _names(_POLKIT_ACTIONS, ".policy")),
+        # polkit's own, which says who is an administrator; no other package's.
+        (_POLKIT_RULES, ".rules", ["50-default.rules"]),
     ):
         _replace(folder, _read(folder, own) | _read(bus_files, _names(bus_files, suffix)))
+    accounts.install(state)
     Path("/etc/systemd/journald.conf").write_text(_JOURNALD_CONF)
     Path(NO_GENERATORS).mkdir()
 
