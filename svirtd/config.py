@@ -38,8 +38,13 @@ class Limits:
 
     vms: int = 500_000
     resources: int = 256
+    vms_per_user: int = 64
+    resources_per_user: int = 1024
+    jobs_per_user: int = 2
     pending_calls: int = 1024
     pending_calls_per_sender: int = 256
+    pending_calls_per_user: int = 256
+    calls_at_once_per_user: int = 8
     command_bytes: int = 131_072
     listed_vms: int = 10_000
 
@@ -167,9 +172,14 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("drift", "repair"): ("drift_repair", _boolean),
     ("drift", "interval"): ("drift_interval_s", _number(10, 86_400)),
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
+    ("limits", "vms-per-user"): ("vms_per_user", _number(0, 10_000_000)),
+    ("limits", "resources-per-user"): ("resources_per_user", _number(0, 10_000_000)),
+    ("limits", "jobs-per-user"): ("jobs_per_user", _number(0, 10_000)),
     ("limits", "resources"): ("resources", _number(1, 100_000)),
     ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
     ("limits", "pending-calls-per-sender"): ("pending_calls_per_sender", _number(1, 1_000_000)),
+    ("limits", "pending-calls-per-user"): ("pending_calls_per_user", _number(1, 1_000_000)),
+    ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
     ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
     ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),
 }

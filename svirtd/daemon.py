@@ -23,6 +23,7 @@ from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.core.model import Contexts
 from svirtd.engine import keeper
+from svirtd.engine.authorize import Authority
 from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors, file_threads
@@ -184,6 +185,7 @@ class _Daemon:
                 systemd=Systemd(bus, lambda: self._doors.config.answer_timeout_s),
                 machined=machined if await machined.available() else None,
                 journal=self._journal,
+                authority=Authority(),
                 file_threads=threads,
                 spawn=self._tasks.spawn,
             )
@@ -210,7 +212,8 @@ class _Daemon:
         reentry = Reentry(doors, events, operations, units)
         quarantine = Quarantine(doors)
         recovery = Recovery(doors, operations, units, departures, quarantine, reentry)
-        drift, jobs = Drift(doors, operations, events), Jobs(events)
+        drift = Drift(doors, operations, events)
+        jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
         for listener in (Log(self._journal), watch):
@@ -219,7 +222,7 @@ class _Daemon:
             self._say_stopped()  # recovery may be cut off anywhere: the next start goes on
             return
 
-        backups = Backups(doors.config.registry_path, doors.store, self._journal)
+        backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)
         objects = Objects(requests, Queries(doors), verify, jobs, backups, doors)
         events.listen(objects)
         router = Router(

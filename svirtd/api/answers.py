@@ -28,6 +28,11 @@ VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
 }
 
 
+# What everybody may know of a VM, and all that a signal carries, which goes to everybody: that it
+# exists, in which state, and whose it is. What it uses is its owner's to know.
+_PUBLIC: Final = ("Name", "Owner", "State")
+
+
 def vm_properties(vm: VM, holds: Sequence[Hold]) -> dict[str, Variant]:
     """Return every property of org.svirt1.VM."""
     values = {name: Variant(sig, get(vm)) for name, (sig, get) in VM_PROPERTIES.items()}
@@ -35,18 +40,23 @@ def vm_properties(vm: VM, holds: Sequence[Hold]) -> dict[str, Variant]:
     return values
 
 
+def public_properties(vm: VM) -> dict[str, Variant]:
+    """Return the properties of org.svirt1.VM that everybody may see."""
+    return {name: Variant(VM_PROPERTIES[name][0], VM_PROPERTIES[name][1](vm)) for name in _PUBLIC}
+
+
 def vm_changes(
     before: tuple[VM, Sequence[Hold]], after: tuple[VM, Sequence[Hold]]
-) -> dict[str, Variant]:
-    """Return the properties whose values differ."""
-    changed = {
-        name: Variant(sig, get(after[0]))
-        for name, (sig, get) in VM_PROPERTIES.items()
-        if get(before[0]) != get(after[0])
-    }
+) -> tuple[dict[str, Variant], list[str]]:
+    """Return the properties whose values differ: public ones, and the names of the others."""
+    changed = [n for n, (_, get) in VM_PROPERTIES.items() if get(before[0]) != get(after[0])]
     if tuple(before[1]) != tuple(after[1]):
-        changed["Resources"] = Variant("aa{sv}", [_hold(hold) for hold in after[1]])
-    return changed
+        changed.append("Resources")
+    public = public_properties(after[0])
+    return (
+        {name: value for name, value in public.items() if name in changed},
+        [name for name in changed if name not in public],
+    )
 
 
 def _hold(hold: Hold) -> dict[str, Variant]:
@@ -75,6 +85,11 @@ def plan_steps(plan: Plan) -> list[dict[str, Variant]]:
             step["reason"] = Variant("s", decision.refusal.text)
         steps.append(step)
     return steps
+
+
+def held() -> dict[str, Variant]:
+    """Return an owner as FindOwners answers it to whoever may not know who that is."""
+    return {"held": Variant("b", True)}
 
 
 def owner(vm: VM, hold: Hold | None, path: str) -> dict[str, Variant]:

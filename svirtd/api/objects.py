@@ -19,6 +19,7 @@ from svirtd.api.contract import (
 )
 from svirtd.core.model import Caller, Finding, JobView, Standing
 from svirtd.core.names import escape_path
+from svirtd.engine.authorize import sees
 from svirtd.engine.backups import Backups
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Listener
@@ -126,14 +127,12 @@ class Objects(Listener):
 
     async def _release(self, call: Call) -> Reply:
         name, options = call.body
-        wire.no_options(options)
-        await self._requests.release(call.caller, name)
+        await self._requests.release(call.caller, name, wire.read_id(options))
         return Reply([])
 
     async def _forget(self, call: Call) -> Reply:
         name, options = call.body
-        wire.no_options(options)
-        await self._requests.forget(call.caller, name)
+        await self._requests.forget(call.caller, name, wire.read_id(options))
         return Reply([])
 
     async def _plan(self, call: Call) -> Reply:
@@ -158,7 +157,16 @@ class Objects(Listener):
 
     async def _find_owners(self, call: Call) -> Reply:
         owners = await self._queries.owners(call.caller, call.body[0])
-        return Reply([[answers.owner(vm, hold, vm_path(vm.name)) for vm, hold in owners]])
+        return Reply(
+            [
+                [
+                    answers.owner(vm, hold, vm_path(vm.name))
+                    if sees(call.caller, vm)
+                    else answers.held()
+                    for vm, hold in owners
+                ]
+            ]
+        )
 
     async def _verify(self, call: Call) -> Reply:
         repair, options = call.body
@@ -188,40 +196,39 @@ class Objects(Listener):
     # -- org.svirt1.VM ----------------------------------------------------------------------
 
     async def _vm_release(self, call: Call) -> Reply:
-        wire.no_options(call.body[0])
-        await self._requests.release(call.caller, call.vm_name)
+        id_ = wire.read_id(call.body[0])
+        await self._requests.release(call.caller, call.vm_name, id_)
         return Reply([])
 
     async def _open_channel(self, call: Call) -> Reply:
         socket, options = call.body
-        wire.no_options(options)
-        fd = await self._requests.open_channel(call.caller, call.vm_name, socket)
+        id_ = wire.read_id(options)
+        fd = await self._requests.open_channel(call.caller, call.vm_name, socket, id_)
         return Reply([0], (fd,))
 
     async def vm_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
-        """Return every property of one VM."""
-        entry = await self._queries.vm(caller, name)
-        return answers.vm_properties(entry.vm, entry.holds)
+        """Return every property of one VM that the caller may see."""
+        return _visible(caller, await self._queries.vm(caller, name))
 
     # -- org.svirt1.Job ---------------------------------------------------------------------
 
     async def _job_cancel(self, call: Call) -> Reply:
         wire.no_options(call.body[0])
-        self._jobs.cancel(call.caller, call.job)
+        await self._jobs.cancel(call.caller, call.job)
         return Reply([])
 
-    def job_properties(self, caller: Caller, number: int) -> dict[str, Variant]:
+    async def job_properties(self, caller: Caller, number: int) -> dict[str, Variant]:
         """Return every property of a job. Raises UnknownObject."""
-        return answers.job_properties(self._jobs.view(caller, number))
+        return answers.job_properties(await self._jobs.view(caller, number))
 
     def job_numbers(self) -> list[str]:
         """Return the path elements of the jobs, for introspection."""
         return [str(job.id) for job in self._jobs.all()]
 
     async def managed(self, caller: Caller) -> dict[str, dict[str, dict[str, Variant]]]:
-        """Return every VM and job with its properties, for GetManagedObjects."""
+        """Return every VM and job with what the caller may see of it, for GetManagedObjects."""
         vms = {
-            vm_path(entry.vm.name): {VM: answers.vm_properties(entry.vm, entry.holds)}
+            vm_path(entry.vm.name): {VM: _visible(caller, entry)}
             for entry in await self._queries.entries(caller)
         }
         return vms | {job_path(j.id): {JOB: answers.job_properties(j)} for j in self._jobs.all()}
@@ -235,16 +242,16 @@ class Objects(Listener):
     def added(self, entry: Entry, _cause: Cause) -> None:
         """A VM has entered the book."""
         path = vm_path(entry.vm.name)
-        properties = answers.vm_properties(entry.vm, entry.holds)
+        properties = answers.public_properties(entry.vm)
         self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {VM: properties}])
         self.emit(ROOT, MANAGER, "VMAdded", "so", [entry.vm.name, path])
 
     def changed(self, before: Entry, after: Entry, _cause: Cause) -> None:
         """A VM is not what it was."""
-        changes = answers.vm_changes((before.vm, before.holds), (after.vm, after.holds))
-        if changes:
+        public, others = answers.vm_changes((before.vm, before.holds), (after.vm, after.holds))
+        if public or others:
             path = vm_path(after.vm.name)
-            self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, changes, []])
+            self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, public, others])
 
     def removed(self, entry: Entry, _cause: Cause) -> None:
         """A VM has left the book."""
@@ -288,6 +295,12 @@ class Objects(Listener):
     def drift(self, finding: Finding) -> None:
         """An object is not what the book says."""
         self.emit(ROOT, MANAGER, "DriftFound", "a{sv}", [answers.finding(finding)])
+
+
+def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
+    if sees(caller, entry.vm):
+        return answers.vm_properties(entry.vm, entry.holds)
+    return answers.public_properties(entry.vm)
 
 
 def _features(doors: Doors) -> list[str]:

@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any, Final
 
 from svirtd.api.contract import (
@@ -31,6 +32,7 @@ from svirtd.config import Limits
 from svirtd.core.model import Caller
 from svirtd.core.names import shown, unescape_path
 from svirtd.errors import (
+    AccessDenied,
     Failed,
     InvalidArgs,
     LimitsExceeded,
@@ -168,6 +170,8 @@ class Router:
                 f"{msg.signature!r}"
             )
         caller = await self._caller(msg.sender)
+        if msg.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION:
+            caller = replace(caller, interactive=True)
         call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
         try:
             match interface.name:
@@ -269,6 +273,10 @@ class Router:
             values = {}
         if member == "GetAll":
             return Reply([values])
+        if call.body[1] not in values and name and call.body[1] in self._contract[name].properties:
+            raise AccessDenied(
+                f"uid {call.caller.uid} may not see {call.body[1]} of another user's VM"
+            )
         if call.body[1] not in values:
             raise UnknownProperty(f"{shown(name or path)} has no property {shown(call.body[1])}")
         if member == "Set":
@@ -279,7 +287,7 @@ class Router:
         if call.vm_name:
             return await self._objects.vm_properties(call.caller, call.vm_name)
         if call.job:
-            return self._objects.job_properties(call.caller, call.job)
+            return await self._objects.job_properties(call.caller, call.job)
         return await self._objects.manager_properties(call.caller)
 
     # -- out --------------------------------------------------------------------------------

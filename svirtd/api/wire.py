@@ -92,6 +92,11 @@ def no_options(options: Options) -> None:
     typed("options", options, {})
 
 
+def read_id(options: Options) -> str:
+    """Read what Release, Forget and OpenChannel take: the Id of the VM that is meant, or ""."""
+    return str(typed("options", options, {"id": "s"}).get("id", ""))
+
+
 def read_verify(repair: bool, options: Options) -> Wanted:
     """Read what Verify takes. Raises InvalidArgs."""
     folders = typed("options", options, {"scan": "as"}).get("scan", [])

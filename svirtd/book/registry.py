@@ -22,7 +22,8 @@ _VM = (
 # Below the number of values that one statement of any SQLite may have.
 _OBJECTS_AT_ONCE = 256
 _HOLD = (
-    "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original, h.original_known"
+    "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original, h.original_known,"
+    " v.owner_uid"
     " FROM hold h JOIN vm v ON v.rank = h.rank"
 )
 
@@ -51,9 +52,17 @@ def _vm(row: Sequence[Any]) -> VM:
 
 
 def _hold(row: Sequence[Any]) -> Hold:
-    vm_id, vm_name, dev, ino, path, access, label, original, known = row
+    vm_id, vm_name, dev, ino, path, access, label, original, known, owner = row
     return Hold(
-        vm_id, vm_name, Identity(dev, ino), path, Access(access), label, original, bool(known)
+        vm_id,
+        vm_name,
+        Identity(dev, ino),
+        path,
+        Access(access),
+        label,
+        original,
+        bool(known),
+        owner,
     )
 
 
@@ -79,6 +88,19 @@ def vms_by_ranks(db: Database, ranks: Sequence[int]) -> list[VM]:
     """Return the VMs that have these private sets."""
     found = [vm_by_rank(db, rank) for rank in ranks]
     return [vm for vm in found if vm is not None]
+
+
+def owned_by(db: Database, uid: int) -> tuple[int, int]:
+    """Return how many VMs a user has, and how many resources they hold. Not for root."""
+    (vms,) = db.execute(
+        "SELECT count(*) FROM vm WHERE owner_uid = ? AND owner_uid <> 0", [uid]
+    ).fetchone()
+    (holds,) = db.execute(
+        "SELECT count(*) FROM vm v JOIN hold h ON h.rank = v.rank"
+        " WHERE v.owner_uid = ? AND v.owner_uid <> 0",
+        [uid],
+    ).fetchone()
+    return vms, holds
 
 
 def has_id(db: Database, id_: str) -> bool:

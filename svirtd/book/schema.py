@@ -164,6 +164,12 @@ def _quarantine_original(db: Database) -> None:
     db.execute("ALTER TABLE quarantine ADD COLUMN restorable INTEGER NOT NULL DEFAULT 0")
 
 
+@migrations(name="0006-owner")
+def _owner(db: Database) -> None:
+    # Quotas count what a user owns with each of his requests. Root has none, and pays for none.
+    db.execute("CREATE INDEX vm_owner ON vm(owner_uid) WHERE owner_uid <> 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

@@ -51,12 +51,19 @@ class OperationKind(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sent a request, by the bus's word. `pid` is for the log, never for a decision."""
+    """Who sent a request, by the bus's word. `pid` is for the log, never for a decision.
+
+    `groups` are all of the process's groups when it connected, None where the bus does not tell.
+    `label` is its SELinux context, empty where it has none. `interactive`: this message allows that
+    somebody is asked to authenticate.
+    """
 
     unique_name: str
     uid: int
     pid: int = 0
     label: str = ""
+    groups: tuple[int, ...] | None = None
+    interactive: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -166,7 +173,7 @@ class VM:
 class Hold:
     """One VM's use of one object. `label` is what svirtd set, `original` what it found.
 
-    A hold that was entered again from what runs has no known original.
+    A hold that was entered again from what runs has no known original. `owner_uid` is the VM's.
     """
 
     vm_id: str
@@ -177,6 +184,7 @@ class Hold:
     label: str
     original: str | None
     original_known: bool = True
+    owner_uid: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ class Plan:
 
 def plan(
     vm_id: str,
+    caller_uid: int,
     seen: Sequence[Seen],
     snapshot: Snapshot,
     contexts: Contexts,
@@ -76,9 +77,10 @@ def plan(
     """
     _refuse_duplicates(seen)
     targets = {a: str(resource_context(contexts, a, pair)) for a in {one.access for one in seen}}
+    holds = snapshot.holds
     return Plan(
         tuple(
-            _decide(vm_id, one, snapshot.holds.get(one.identity, ()), targets, goal, rules)
+            _decide(vm_id, caller_uid, one, holds.get(one.identity, ()), targets, goal, rules)
             for one in seen
         )
     )
@@ -96,6 +98,7 @@ def _refuse_duplicates(seen: Sequence[Seen]) -> None:
 
 def _decide(
     vm_id: str,
+    caller_uid: int,
     seen: Seen,
     holds: Sequence[Hold],
     targets: dict[Access, str],
@@ -109,9 +112,9 @@ def _decide(
                 f"{seen.named}: goal {goal.name!r} does not allow access {seen.access.value!r}"
             )
         if holds:
-            _refuse_conflict(vm_id, seen, holds)
+            _refuse_conflict(vm_id, caller_uid, seen, holds)
             # Shared with earlier public holders: the label stays, the original is the first one's.
-            _refuse_foreign_change(seen, holds[0])
+            _refuse_foreign_change(caller_uid, seen, holds[0])
             # By today's configuration it might be another label: the last holder looks for the one
             # that is there, and gives the original back only from that.
             return Decision(seen, holds[0].label, holds[0].original, None, None)
@@ -125,7 +128,7 @@ def _decide(
     return Decision(seen, target, seen.label, step, None)
 
 
-def _refuse_conflict(vm_id: str, seen: Seen, holds: Sequence[Hold]) -> None:
+def _refuse_conflict(vm_id: str, caller_uid: int, seen: Seen, holds: Sequence[Hold]) -> None:
     """Invariant 5: an exclusive object has one holder, under whatever name it is reached."""
     for hold in holds:
         if hold.vm_id == vm_id:
@@ -133,6 +136,12 @@ def _refuse_conflict(vm_id: str, seen: Seen, holds: Sequence[Hold]) -> None:
                 f"{seen.named} is held by VM {hold.vm_name!r} already; release it first"
             )
         if seen.access is not Access.PUBLIC or hold.access is not Access.PUBLIC:
+            if caller_uid not in (0, hold.owner_uid):
+                # What a VM holds is its owner's to know.
+                raise ResourceBusy(
+                    f"{seen.named} is held by a VM of another user; use another file, or have that "
+                    "VM released"
+                )
             raise ResourceBusy(
                 f"{seen.named} is held by VM {hold.vm_name!r} with access "
                 f"{hold.access.value!r} (as {hold.path}); release that VM first, or give both VMs "
@@ -140,8 +149,13 @@ def _refuse_conflict(vm_id: str, seen: Seen, holds: Sequence[Hold]) -> None:
             )
 
 
-def _refuse_foreign_change(seen: Seen, hold: Hold) -> None:
+def _refuse_foreign_change(caller_uid: int, seen: Seen, hold: Hold) -> None:
     if seen.label != hold.label:
+        if caller_uid not in (0, hold.owner_uid):
+            raise ResourceRefused(
+                f"{seen.named} is held by a VM of another user, and somebody changed its label "
+                "since: have that VM released, or its label restored"
+            )
         raise ResourceRefused(
             f"{seen.named} carries {seen.label or 'no label'} but VM {hold.vm_name!r} holds it as "
             f"{hold.label}; somebody changed it: restore that label or release the VM"

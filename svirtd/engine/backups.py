@@ -16,7 +16,7 @@ from typing import Final
 from svirtd.book import copies
 from svirtd.book.store import Store
 from svirtd.core.model import Caller
-from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.authorize import Action, Authority
 from svirtd.errors import BookDamaged, Failed, LimitsExceeded
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.streams import send_file
@@ -31,9 +31,16 @@ class Backups:
     """Makes copies, each in a thread of its own that ends with it. close() ends them all."""
 
     def __init__(
-        self, path: str, store: Store, journal: Journal, *, idle_s: float = _IDLE_S
+        self,
+        path: str,
+        store: Store,
+        journal: Journal,
+        authority: Authority,
+        *,
+        idle_s: float = _IDLE_S,
     ) -> None:
         self._path = path
+        self._authority = authority
         self._store = store
         self._journal = journal
         self._idle_s = idle_s
@@ -47,7 +54,7 @@ class Backups:
         The copy is complete and was looked at before this returns. The caller closes the socket.
         Raises AccessDenied, LimitsExceeded, Failed.
         """
-        authorize(caller, Action.BACKUP)
+        await self._authority.authorize(caller, Action.BACKUP)
         if self._running >= _AT_ONCE:
             raise LimitsExceeded(
                 f"{_AT_ONCE} backups are under way; read theirs to the end, then try again"

@@ -14,6 +14,7 @@ from svirtd.config import Config
 from svirtd.core.model import Contexts
 from svirtd.core.plan import Rules
 from svirtd.core.pool import Permutation, Shape
+from svirtd.engine.authorize import Authority
 from svirtd.engine.enforcement import Enforcement
 from svirtd.errors import Failed
 from svirtd.host.bus import Connection
@@ -43,6 +44,7 @@ class Doors:
     systemd: Systemd
     machined: Machined | None
     journal: Journal
+    authority: Authority
     file_threads: ThreadPoolExecutor
     spawn: Callable[[Coroutine[Any, Any, None]], None]
 

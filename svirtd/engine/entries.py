@@ -32,7 +32,8 @@ from svirtd.core.plan import Plan, plan
 from svirtd.core.pool import RankTaken
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
-from svirtd.errors import Drift, Failed, LimitsExceeded, NoSuchVM, VMExists
+from svirtd.engine.quotas import refuse_too_many
+from svirtd.errors import Drift, Failed, NoSuchVM, VMExists
 
 Sets = frozenset[frozenset[int]]
 
@@ -72,9 +73,9 @@ def begin_acquire(
     Raises Drift, VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused,
     InvalidArgs.
     """
-    known = _usable(db, request.name)
+    known = _usable(db, request.name, caller)
+    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     if known is None:
-        _refuse_too_many(db, doors)
         rank = pool.draw_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
         rank = _own_rank(doors, known, others)
@@ -96,7 +97,16 @@ def begin_acquire(
     else:
         registry.update_vm(db, vm)
     holds = tuple(
-        Hold(vm.id, vm.name, d.seen.identity, d.seen.path, d.seen.access, d.target, d.original)
+        Hold(
+            vm.id,
+            vm.name,
+            d.seen.identity,
+            d.seen.path,
+            d.seen.access,
+            d.target,
+            d.original,
+            owner_uid=vm.owner_uid,
+        )
         for d in decided.decisions
     )
     before = None if known is None else Entry(known, ())
@@ -123,9 +133,9 @@ def dry_run(
     others: Sets,
 ) -> Plan:
     """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
-    known = _usable(db, request.name)
+    known = _usable(db, request.name, caller)
+    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     if known is None:
-        _refuse_too_many(db, doors)
         rank = pool.peek_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
         rank = _own_rank(doors, known, others)
@@ -148,21 +158,16 @@ def _own_rank(doors: Doors, known: VM, others: Sets) -> int:
     return known.rank
 
 
-def _usable(db: Database, name: str) -> VM | None:
+def _usable(db: Database, name: str, caller: Caller) -> VM | None:
     known = registry.vm_by_name(db, name)
+    if known is not None and caller.uid not in (0, known.owner_uid):
+        # Also one that holds nothing: its set, once known, must not become another user's.
+        raise VMExists(f"a VM of another user is named {name!r}; take another name")
     if known is not None and not (known.persistent and known.state is State.RESERVED):
         raise VMExists(
             f"VM {name!r} exists and is {known.state.value}; release it first, or take another name"
         )
     return known
-
-
-def _refuse_too_many(db: Database, doors: Doors) -> None:
-    limit = doors.config.limits.vms
-    if pool.in_use(db) >= limit:
-        raise LimitsExceeded(
-            f"the book has [limits] vms = {limit} VMs; release or forget some, or raise the limit"
-        )
 
 
 def _decide(
@@ -210,7 +215,7 @@ def _decide(
             caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
         )
     snapshot = registry.snapshot(db, [one.identity for one in seen])
-    return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules)
+    return vm, plan(vm.id, caller.uid, seen, snapshot, doors.contexts, pair, goal, doors.rules)
 
 
 class Conflict(Exception):
@@ -249,7 +254,9 @@ def reenter(
             ) from error
         registry.add_vm(db, vm)
     free = tuple(
-        replace(hold, vm_id=vm.id) for hold in holds if not registry.holds_on(db, hold.identity)
+        replace(hold, vm_id=vm.id, owner_uid=vm.owner_uid)
+        for hold in holds
+        if not registry.holds_on(db, hold.identity)
     )
     registry.add_holds(db, vm, free)
     entered = {hold.identity for hold in free}

@@ -4,14 +4,15 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
+from svirtd.config import Limits
 from svirtd.core.model import Caller, JobState, JobView
-from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.authorize import Action, Authority
 from svirtd.engine.events import Events
-from svirtd.errors import Cancelled, SvirtError, UnknownObject
+from svirtd.errors import Cancelled, LimitsExceeded, SvirtError, UnknownObject
 
 # A signal for each step would be more work than the steps.
 _TELL_EVERY_S: Final = 0.2
@@ -53,14 +54,20 @@ class Job:
 class Jobs:
     """The jobs under way, by number. Numbers are not used again in one run of the daemon."""
 
-    def __init__(self, events: Events) -> None:
+    def __init__(self, events: Events, authority: Authority, limits: Callable[[], Limits]) -> None:
+        self._authority = authority
+        self._limits = limits
         self._events = events
         self._jobs: dict[int, Job] = {}
         self._last = 0
 
     @contextlib.contextmanager
     def running(self, kind: str, caller: Caller) -> Iterator[Job]:
-        """Have a job for as long as the block runs; how it ends is the job's result."""
+        """Have a job for as long as the block runs; how it ends is the job's result.
+
+        Raises LimitsExceeded.
+        """
+        self._refuse_too_many(caller)
         self._last += 1
         job = Job(JobView(self._last, kind, caller.uid, JobState.RUNNING, 0.0, ("", "")))
         self._jobs[self._last] = job
@@ -88,15 +95,26 @@ class Jobs:
         if job.moved() != before:
             self._events.job_changed(before, job.view)
 
-    def cancel(self, caller: Caller, number: int) -> None:
+    async def cancel(self, caller: Caller, number: int) -> None:
         """Ask a job to stop. Raises UnknownObject if it is not under way (any more)."""
-        authorize(caller, Action.VERIFY)
+        # Numbers are not used again, so that the dialog cannot be about another one than this.
+        owner_uid = self._get(number).view.owner_uid
+        await self._authority.authorize(caller, Action.CANCEL, owner_uid=owner_uid)
         self._get(number).cancel()
 
-    def view(self, caller: Caller, number: int) -> JobView:
+    async def view(self, caller: Caller, number: int) -> JobView:
         """Return a job that is under way. Raises UnknownObject."""
-        authorize(caller, Action.READ)
+        await self._authority.authorize(caller, Action.READ)
         return self._get(number).view
+
+    def _refuse_too_many(self, caller: Caller) -> None:
+        limit = self._limits().jobs_per_user
+        own = sum(job.view.owner_uid == caller.uid for job in self._jobs.values())
+        if caller.uid != 0 and own >= limit:
+            raise LimitsExceeded(
+                f"you have {own} jobs under way; [limits] jobs-per-user allows {limit}: wait for "
+                "one to end"
+            )
 
     def _get(self, number: int) -> Job:
         job = self._jobs.get(number)

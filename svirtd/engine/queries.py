@@ -8,7 +8,7 @@ from svirtd.book.store import Database
 from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.model import VM, Caller, Counts, Hold
 from svirtd.core.names import shown
-from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.authorize import Action, sees
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
 from svirtd.errors import InvalidArgs, LimitsExceeded, NoSuchVM
@@ -26,7 +26,7 @@ class Queries:
 
     async def vm(self, caller: Caller, name: str) -> Entry:
         """Return the VM of this name with what it holds."""
-        authorize(caller, Action.READ)
+        await self._doors.authority.authorize(caller, Action.READ)
 
         def look(db: Database) -> Entry | None:
             vm = registry.vm_by_name(db, name)
@@ -39,7 +39,7 @@ class Queries:
 
     async def vm_of_pid(self, caller: Caller, pid: int) -> VM:
         """Return the VM that a process belongs to: by unit, or by the label it runs under."""
-        authorize(caller, Action.READ)
+        await self._doors.authority.authorize(caller, Action.READ)
         doors = self._doors
         if not pid:  # 0 means "none" in the book, and "whoever asks" to systemd
             raise NoSuchVM("there is no process 0")
@@ -55,7 +55,7 @@ class Queries:
 
     async def vms(self, caller: Caller) -> list[VM]:
         """Return every VM, by name."""
-        authorize(caller, Action.READ)
+        await self._doors.authority.authorize(caller, Action.READ)
         limit = self._doors.config.limits.listed_vms
         found = await self._doors.store.read(lambda db: registry.all_vms(db, limit))
         if found is None:
@@ -74,10 +74,13 @@ class Queries:
         return await self._doors.store.read(look)
 
     async def owners(self, caller: Caller, what: str) -> list[tuple[VM, Hold | None]]:
-        """Return who holds a path, a set of categories or a context."""
-        authorize(caller, Action.READ)
+        """Return who holds a path, a set of categories or a context.
+
+        Not all of it is for every caller to see: authorize.sees().
+        """
+        await self._doors.authority.authorize(caller, Action.READ)
         if what.startswith("/"):
-            return await self._owners_of_path(what)
+            return await self._owners_of_path(caller, what)
         try:
             categories = (
                 parse_context(what).categories if what.count(":") > 1 else parse_categories(what)
@@ -96,7 +99,7 @@ class Queries:
 
     async def counts(self, caller: Caller) -> Counts:
         """Return the live figures of the book."""
-        authorize(caller, Action.READ)
+        await self._doors.authority.authorize(caller, Action.READ)
         return await self._doors.store.read(pool.counts)
 
     async def _vm_by_label(self, pid: int) -> VM | None:
@@ -112,13 +115,17 @@ class Queries:
             return None
         return await doors.store.read(lambda db: registry.vm_by_rank(db, rank))
 
-    async def _owners_of_path(self, path: str) -> list[tuple[VM, Hold | None]]:
-        identity = await self._doors.in_file_thread(files.identity_of, path)
+    async def _owners_of_path(self, caller: Caller, path: str) -> list[tuple[VM, Hold | None]]:
+        identity = None
+        if caller.uid == 0:
+            identity = await self._doors.in_file_thread(files.identity_of, path)
 
         def look(db: Database) -> list[tuple[VM, Hold]]:
-            # A file that is gone can still be asked for by the name it had.
             if identity is not None:
                 return registry.holders_of(db, identity)
-            return registry.holders_at(db, os.path.normpath(path))
+            # A file that is gone can still be asked for by the name it had, by whoever may know
+            # that name: a stranger must not learn what is in folders that he cannot read.
+            named = registry.holders_at(db, os.path.normpath(path))
+            return [(vm, hold) for vm, hold in named if sees(caller, vm)]
 
         return [(vm, hold) for vm, hold in await self._doors.store.read(look)]

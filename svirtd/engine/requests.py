@@ -16,7 +16,7 @@ from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries
 from svirtd.engine.again import until_done
-from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.authorize import Action
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
@@ -27,6 +27,7 @@ from svirtd.engine.units import Units
 from svirtd.errors import (
     Failed,
     LimitsExceeded,
+    NoSuchVM,
     UnitStuck,
 )
 from svirtd.failpoints import Point, reach
@@ -63,7 +64,7 @@ class Requests:
 
     async def acquire(self, caller: Caller, request: Request) -> VM:
         """Label the resources for a VM that somebody else starts."""
-        authorize(caller, Action.LABEL)
+        await self._may(caller, Action.LABEL, request)
         async with self._operations.names.hold(request.name):
             self._doors.enforcement.refuse_unprotected()
             await self._watch_caller(caller, request)
@@ -76,8 +77,10 @@ class Requests:
 
     async def launch(self, caller: Caller, request: Request, command: Command) -> VM:
         """Label the resources, then have systemd start the command under the label."""
-        authorize(caller, Action.LAUNCH)
+        await self._may(caller, Action.LAUNCH, request)
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
+        if account.uid != caller.uid:
+            await self._may(caller, Action.RUN_AS_USER, request, user=account.name)
         await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
         async with self._operations.names.hold(request.name):
@@ -90,24 +93,20 @@ class Requests:
             self._publish(begun.before, entry, Cause("launch", caller.uid))
         return entry.vm
 
-    async def release(self, caller: Caller, name: str) -> None:
+    async def release(self, caller: Caller, name: str, id_: str) -> None:
         """Stop the VM's unit and give every resource its earlier label back."""
-        authorize(caller, Action.RELEASE)
-        async with self._operations.names.hold(name):
-            vm = await vm_named(self._doors, name)
+        async with self._owned(caller, Action.RELEASE, name, id_) as vm:
             await self._operations.release(vm, Cause("release", caller.uid))
 
-    async def forget(self, caller: Caller, name: str) -> None:
+    async def forget(self, caller: Caller, name: str, id_: str) -> None:
         """Free the reservation of a VM that holds nothing."""
-        authorize(caller, Action.RELEASE)
-        async with self._operations.names.hold(name):
-            vm = await vm_named(self._doors, name)
+        async with self._owned(caller, Action.FORGET, name, id_) as vm:
             await self._doors.store.write(lambda db: entries.remove_reserved(db, vm))
             self._events.removed(Entry(vm, ()), Cause("forget", caller.uid))
 
     async def plan(self, caller: Caller, request: Request) -> Plan:
         """Say what acquire would do with this request, resource by resource; change nothing."""
-        authorize(caller, Action.LABEL)
+        await self._may(caller, Action.PLAN, request)
         self._refuse_too_many(request)
         opened = await self._doors.in_file_thread(
             files.open_all, self._doors.kernel, request.resources
@@ -121,11 +120,12 @@ class Requests:
         finally:
             files.close_all(opened)
 
-    async def open_channel(self, caller: Caller, name: str, socket: str) -> int:
+    async def open_channel(self, caller: Caller, name: str, socket: str, id_: str) -> int:
         """Connect to a socket of a VM at the VM's level; the caller gets the descriptor."""
-        authorize(caller, Action.CONNECT)
         check_socket_name(socket)
         vm = await vm_named(self._doors, name)
+        _refuse_other(vm, id_)
+        await self._doors.authority.authorize(caller, Action.CONNECT, vm=vm)
         if vm.state is not State.RUNNING or not vm.runtime_dir:
             raise Failed(
                 f"VM {name!r} is {vm.state.value}; only a launched VM that runs has channels"
@@ -140,6 +140,34 @@ class Requests:
         )
 
     # -- the pipeline's own parts -----------------------------------------------------------
+
+    async def _may(self, caller: Caller, action: Action, request: Request, user: str = "") -> None:
+        details = {
+            "vm": request.name,
+            "files": ", ".join(one.named for one in request.resources),
+            "user": user,
+        }
+        await self._doors.authority.authorize(caller, action, details=details)
+
+    @contextlib.asynccontextmanager
+    async def _owned(
+        self, caller: Caller, action: Action, name: str, id_: str
+    ) -> AsyncIterator[VM]:
+        """Hold the name of a VM that the caller may do this to.
+
+        Nobody is asked while the name is held: a dialog would keep the VM from its owner. What was
+        answered is about the VM that was looked at, not about the next one of its name.
+        """
+        allowed = ""
+        while True:
+            async with self._operations.names.hold(name):
+                vm = await vm_named(self._doors, name)
+                _refuse_other(vm, allowed or id_)
+                if allowed or self._doors.authority.at_once(caller, action, vm=vm):
+                    yield vm
+                    return
+            await self._doors.authority.authorize(caller, action, vm=vm)
+            allowed = vm.id
 
     def _refuse_too_many(self, request: Request) -> None:
         limit = self._doors.config.limits.resources
@@ -289,6 +317,12 @@ class Requests:
             now = await self._doors.store.read(lambda db: registry.current(db, vm))
             if now is not None and now.caller == vm.caller:
                 await self._operations.release(now, Cause("caller-gone", 0))
+
+
+def _refuse_other(vm: VM, id_: str) -> None:
+    """A name is used again: whoever means one VM must not get the next one of its name."""
+    if id_ and vm.id != id_:
+        raise NoSuchVM(f"VM {vm.name!r} is not the one that is meant: look at it again")
 
 
 def _socket_context(kernel: Kernel, vm: VM) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from svirtd.book import pool, registry
 from svirtd.core import foreign
 from svirtd.core.model import VM, Caller, Finding, FindingKind, Process, State
-from svirtd.engine.authorize import Action, authorize
+from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.events import Events
@@ -65,7 +65,8 @@ class Verify:
 
     async def run(self, caller: Caller, wanted: Wanted) -> list[Finding]:
         """Compare everything for a caller, as a job. Raises SvirtError, Cancelled among them."""
-        authorize(caller, Action.REPAIR if wanted.repair else Action.VERIFY)
+        action = Action.REPAIR if wanted.repair else Action.VERIFY
+        await self._doors.authority.authorize(caller, action)
         await self._scan.check(wanted.folders)
         with self._jobs.running("verify", caller) as job:
             # One at a time: two repairs would only be in each other's way.

@@ -276,12 +276,13 @@ class Connection:
     async def credentials(self, unique_name: str) -> Caller:
         """Ask the bus who a sender is. Raises BusError if it has left the bus."""
         (found,) = await self.call_bus("GetConnectionCredentials", "s", [unique_name])
-        label = found.get("LinuxSecurityLabel")
+        label, groups = found.get("LinuxSecurityLabel"), found.get("UnixGroupIDs")
         return Caller(
             unique_name=unique_name,
             uid=int(found["UnixUserID"].value),
             pid=int(found["ProcessID"].value) if "ProcessID" in found else 0,
             label=bytes(label.value).rstrip(b"\0").decode("utf-8", "replace") if label else "",
+            groups=None if groups is None else tuple(groups.value),
         )
 
     def _on_message(self, msg: Message) -> None:

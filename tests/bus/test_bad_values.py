@@ -94,7 +94,7 @@ def test_options_of_launch_are_no_options_of_acquire(
             assert_refused(refused, INVALID, f"unknown key {key!r}")
 
 
-def test_methods_without_options_take_none(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+def test_methods_on_a_vm_take_its_id(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     client.acquire("vm", image(tmp_path / "a.img"))
     force = {"force": v("b", True)}
     on_vm = {"path": "/org/svirt1/vm/vm", "interface": "org.svirt1.VM"}
@@ -105,8 +105,16 @@ def test_methods_without_options_take_none(daemon: Daemon, client: Client, tmp_p
             client.error("Release", "a{sv}", force, **on_vm),
             client.error("OpenChannel", "sa{sv}", "qmp", force, **on_vm),
         ):
-            assert_refused(refused, INVALID, "unknown key 'force'; known keys: none")
-    client.release("vm")
+            assert_refused(refused, INVALID, "unknown key 'force'; known keys: id")
+        # A name is used again: the Id of an earlier VM does not reach the later one.
+        for refused in (
+            client.error("Release", "sa{sv}", "vm", {"id": v("s", "0" * 16)}),
+            client.error("Forget", "sa{sv}", "vm", {"id": v("s", "0" * 16)}),
+        ):
+            assert_refused(refused, "org.svirt1.Error.NoSuchVM", "not the one that is meant")
+        other = client.error("OpenChannel", "sa{sv}", "qmp", {"id": v("s", "0" * 16)}, **on_vm)
+        assert_refused(other, "org.freedesktop.DBus.Error.UnknownObject", "not the one that is")
+    client.call("Release", "sa{sv}", "vm", {"id": v("s", client.properties("vm")["Id"])})
 
 
 def bad_resource(number: int, **keys: Variant) -> dict[str, Variant]:

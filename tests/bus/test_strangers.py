@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Callers other than root: denied at every member, by the daemon or by the bus, none the wiser."""
+"""Callers that may do nothing: denied where something changes, and shown what all may know."""
 
 import os
 import subprocess
@@ -10,7 +10,19 @@ import pytest
 
 from svirtd.api import contract
 from tests.attack import DENIED, nothing_changes
-from tests.support import JOB, MANAGER, NAME, PROPERTIES, ROOT, VM, Client, Daemon, image
+from tests.support import (
+    JOB,
+    MANAGER,
+    NAME,
+    PROPERTIES,
+    ROOT,
+    VM,
+    Client,
+    Daemon,
+    image,
+    set_label,
+    wait_for,
+)
 
 NOBODY = 65534
 PEER = "org.freedesktop.DBus.Peer"
@@ -71,32 +83,63 @@ def test_every_member_has_arguments_here() -> None:
     assert known == set(ARGUMENTS) | open_to_all
 
 
-@pytest.mark.parametrize(("interface", "member"), ARGUMENTS)
-def test_denied(client: Client, disk: Path, tmp_path: Path, interface: str, member: str) -> None:
-    def said(path: str, name: str, file: str) -> str:
-        of = VM if path.startswith("/org/svirt1/vm/") else MANAGER
-        texts = [
-            text.replace("{name}", name).replace("{disk}", file).replace("{interface}", of)
-            for text in ARGUMENTS[interface, member]
-        ]
-        return call(path, interface, member, *texts)
+# What tells anybody that a VM exists, in which state and whose it is.
+READS = {
+    (MANAGER, "GetVM"): f"(objectpath '{EXISTING}',)",
+    (MANAGER, "GetVMByPID"): "org.svirt1.Error.NoSuchVM",
+    (MANAGER, "ListVMs"): f"([('secret', 'labelled', '', uint32 0, objectpath '{EXISTING}')],)",
+    (MANAGER, "FindOwners"): "(@aa{sv} [],)",
+    (PROPERTIES, "Get"): "(<'secret'>,)",
+    (PROPERTIES, "GetAll"): "({'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>},)",
+    (OBJECT_MANAGER, "GetManagedObjects"): f"({{objectpath '{EXISTING}': {{'{VM}': "
+    "{'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>}}},)",
+}
 
-    places = {
-        VM: [EXISTING, MISSING],
-        JOB: ["/org/svirt1/job/1"],
-        PROPERTIES: [ROOT, EXISTING, MISSING],
-    }.get(interface, [ROOT])
+
+def said(interface: str, member: str, path: str, name: str, file: str) -> str:
+    of = VM if path.startswith("/org/svirt1/vm/") else MANAGER
+    texts = [
+        text.replace("{name}", name).replace("{disk}", file).replace("{interface}", of)
+        for text in ARGUMENTS[interface, member]
+    ]
+    return call(path, interface, member, *texts)
+
+
+@pytest.mark.parametrize(("interface", "member"), set(ARGUMENTS) - set(READS))
+def test_denied(client: Client, disk: Path, tmp_path: Path, interface: str, member: str) -> None:
+    path = {VM: EXISTING, JOB: "/org/svirt1/job/1", PROPERTIES: EXISTING}.get(interface, ROOT)
     with nothing_changes(client, tmp_path):
-        answers = {said(path, name, file) for path in places
-                   for name, file in (("secret", str(disk)), ("nobody", "/nowhere"))}  # fmt: skip
-    if member == "Set":
-        # Not on the bus's list: in its own words, which name the sender's process.
-        assert all(DENIED in answer and "Rejected send message" in answer for answer in answers)
-        return
-    # One answer to all: what exists and what does not cannot be told apart.
-    (answer,) = answers
-    assert f"GDBus.Error:{DENIED}: uid {NOBODY} may not " in answer
-    assert "run the command as root" in answer
+        answer = said(interface, member, path, "secret", str(disk))
+    match interface, member:
+        case _, "Set":
+            # Not on the bus's list: in its own words, which name the sender's process.
+            assert DENIED in answer
+            assert "Rejected send message" in answer
+        case _, "Cancel":
+            assert "org.freedesktop.DBus.Error.UnknownObject: there is no job 1" in answer
+        case _:
+            assert f"GDBus.Error:{DENIED}: uid {NOBODY} may not " in answer
+            assert str(disk) not in answer
+
+
+@pytest.mark.parametrize(("interface", "member"), READS)
+def test_seen_by_all(client: Client, disk: Path, interface: str, member: str) -> None:
+    path = EXISTING if interface == PROPERTIES else ROOT
+    answer = said(interface, member, path, "secret", str(disk))
+    assert READS[interface, member] in answer
+    assert "disk" not in answer
+    assert str(disk) not in answer
+
+
+def test_the_rest_is_the_owners(client: Client, disk: Path) -> None:
+    whole = client.properties("secret")
+    hidden = set(whole) - {"Name", "Owner", "State"}
+    assert {"Id", "Resources", "Categories", "ProcessContext", "RuntimeDirectory"} < hidden
+    for name in hidden:
+        answer = call(EXISTING, PROPERTIES, "Get", f"'{VM}'", f"'{name}'")
+        assert f"{DENIED}: uid {NOBODY} may not see {name} of another user's VM" in answer
+    for what in (whole["Categories"], whole["ProcessContext"]):
+        assert call(ROOT, MANAGER, "FindOwners", f"'{what}'") == "([{'held': <true>}],)\n"
 
 
 def test_a_descriptor_does_not_help(client: Client, disk: Path, tmp_path: Path) -> None:
@@ -115,14 +158,13 @@ def test_a_descriptor_does_not_help(client: Client, disk: Path, tmp_path: Path) 
         assert f"{DENIED}: uid {NOBODY} may not" in as_nobody("/usr/bin/python3", "-c", script)
 
 
-def test_what_is_open_to_all_tells_nothing(disk: Path) -> None:
-    for path in (ROOT, "/", "/org", "/org/svirt1/vm"):
+def test_introspection_is_open_to_all(disk: Path) -> None:
+    for path in (ROOT, "/", "/org", "/org/svirt1/vm", EXISTING):
         assert call(path, PEER, "Ping") == "()\n"
         tree = call(path, INTROSPECTABLE, "Introspect")
         assert "<node>" in tree
-        assert "secret" not in tree
-    for path in (EXISTING, MISSING):
-        assert DENIED in call(path, INTROSPECTABLE, "Introspect")
+        assert str(disk) not in tree
+    assert "UnknownObject" in call(MISSING, INTROSPECTABLE, "Introspect")
 
 
 def test_nobody_else_may_own_the_name(daemon: Daemon) -> None:
@@ -131,13 +173,12 @@ def test_nobody_else_may_own_the_name(daemon: Daemon) -> None:
     assert DENIED in as_nobody("gdbus", "call", *where, *method)
 
 
-def test_signals_reach_root_only(daemon: Daemon, client: Client, tmp_path: Path) -> None:
-    """They carry the names, files and labels that a stranger may not read either."""
+def test_signals_tell_what_all_may_know(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     script = (
         "from gi.repository import Gio, GLib\n"
         "bus = Gio.bus_get_sync(Gio.BusType.SYSTEM)\n"
         "flags = Gio.DBusSignalFlags.NONE\n"
-        "heard = lambda *a: print('heard', a[4], flush=True)\n"
+        "heard = lambda *a: print('heard', a[4], a[5], flush=True)\n"
         "bus.signal_subscribe(None, None, None, None, None, flags, heard)\n"
         "dbus = 'org.freedesktop.DBus'\n"
         "bus.call_sync(dbus, '/', dbus, 'GetId', None, None, 0, -1)\n"
@@ -150,15 +191,31 @@ def test_signals_reach_root_only(daemon: Daemon, client: Client, tmp_path: Path)
     ) as stranger:
         assert stranger.stdout is not None
         assert stranger.stdout.readline() == "ready\n"
-        client.acquire("vm", image(tmp_path / "a.img"))
+        path = image(tmp_path / "a.img")
+        client.acquire("vm", path)
+        set_label(path, "u:r:changed_t:s0:c1")
+        client.listen()
         client.release("vm")
+        wait_for("the drift is told", lambda: client.seen("DriftFound"))
+        path.unlink()
         other = Client()
         other.close()
         # The bus tells everybody of a new connection, and passes signals on in order.
-        heard = []
+        heard = {}
         for line in stranger.stdout:
-            heard.append(line.split()[1])
-            if heard[-1] == "NameOwnerChanged":
+            _, member, body = line.split(" ", 2)
+            if member == "NameOwnerChanged":
                 break
+            heard[member] = body
         stranger.kill()
-    assert heard == ["NameOwnerChanged"]
+    assert list(heard) == [
+        "InterfacesAdded",
+        "VMAdded",
+        "PropertiesChanged",
+        "InterfacesRemoved",
+        "VMRemoved",
+    ]
+    public = "{'Name': <'vm'>, 'Owner': <uint32 0>, 'State': <'labelled'>}"
+    assert public in heard["InterfacesAdded"]
+    assert heard["PropertiesChanged"].count("<") == 1
+    assert str(tmp_path) not in str(heard)

@@ -275,9 +275,11 @@ def test_refusals_have_their_exit_codes(ctl: Ctl, tmp_path: Path) -> None:
     assert "\\x1b" in name["message"]
 
 
-def test_a_stranger_is_not_permitted(ctl: Ctl) -> None:
+def test_a_stranger_is_not_permitted(ctl: Ctl, client: Client) -> None:
+    client.acquire("web")
     error = ctl.refused(Exit.PERMISSION, "release", "web", nobody=True)
     assert error["error"] == "org.freedesktop.DBus.Error.AccessDenied"
+    client.release("web")
 
 
 def test_status(ctl: Ctl, client: Client) -> None:

@@ -130,10 +130,15 @@ interval = 10
 [limits]
 vms = 1
 resources = 2
-pending-calls = 3
-pending-calls-per-sender = 4
-command-bytes = 5
-listed-vms = 6
+vms-per-user = 3
+resources-per-user = 4
+jobs-per-user = 5
+pending-calls = 6
+pending-calls-per-sender = 7
+pending-calls-per-user = 8
+calls-at-once-per-user = 9
+command-bytes = 10
+listed-vms = 11
 """
 
 
@@ -159,7 +164,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         answer_timeout_s=2,
         drift_repair=False,
         drift_interval_s=10,
-        limits=Limits(1, 2, 3, 4, 5, 6),
+        limits=Limits(*range(1, 12)),
     )
     assert read.shape.private == tuple(range(1, 9))
     assert read.group_categories == {20}

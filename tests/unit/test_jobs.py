@@ -6,10 +6,12 @@ import contextlib
 
 import pytest
 
+from svirtd.config import Limits
 from svirtd.core.model import Caller, JobState, JobView
+from svirtd.engine.authorize import Authority
 from svirtd.engine.events import Events, Listener
 from svirtd.engine.jobs import Jobs
-from svirtd.errors import AccessDenied, Cancelled, Failed, UnknownObject
+from svirtd.errors import AccessDenied, Cancelled, Failed, LimitsExceeded, UnknownObject
 
 ROOT = Caller(":1.1", 0)
 
@@ -30,14 +32,14 @@ def run(error: Exception | None) -> tuple[Told, Jobs]:
     async def work() -> tuple[Told, Jobs]:
         events, told = Events(), Told()
         events.listen(told)
-        jobs = Jobs(events)
+        jobs = Jobs(events, Authority(), Limits)
         expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
         with expected, jobs.running("verify", ROOT) as job:
             job.advance(0.5)
             job.advance(0.25)
             assert [one.id for one in jobs.all()] == [1]
             if isinstance(error, Cancelled):
-                jobs.cancel(ROOT, 1)
+                await jobs.cancel(ROOT, 1)
                 job.refuse_cancelled()
             elif error:
                 raise error
@@ -64,12 +66,26 @@ def test_how_it_ends(error: Exception | None, state: JobState, name: str) -> Non
     assert (removed.state, removed.progress, removed.error[0]) == (state, 0.5, name)
     assert jobs.all() == []
     with pytest.raises(UnknownObject):
-        jobs.cancel(ROOT, 1)
+        asyncio.run(jobs.cancel(ROOT, 1))
 
 
-def test_a_job_is_not_everybodys() -> None:
-    _, jobs = run(None)
-    stranger = Caller(":1.2", 1000)
-    for ask in (jobs.cancel, jobs.view):
-        with pytest.raises(AccessDenied):
-            ask(stranger, 1)
+def test_a_job_is_its_owners() -> None:
+    owner, stranger = Caller(":1.2", 1000), Caller(":1.3", 1001)
+
+    async def work() -> None:
+        jobs = Jobs(Events(), Authority(), lambda: Limits(jobs_per_user=1))
+        with jobs.running("verify", owner) as job:
+            assert await jobs.view(stranger, job.view.id) == job.view
+            with pytest.raises(AccessDenied, match="cancel jobs of other users"):
+                await jobs.cancel(stranger, job.view.id)
+            assert not job.cancelled
+            with (
+                pytest.raises(LimitsExceeded, match="jobs-per-user allows 1"),
+                jobs.running("verify", owner),
+            ):
+                pytest.fail("a second job")
+            with jobs.running("verify", stranger), jobs.running("verify", ROOT):
+                await jobs.cancel(owner, job.view.id)
+            assert job.cancelled
+
+    asyncio.run(work())

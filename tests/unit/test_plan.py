@@ -46,7 +46,7 @@ def decide(
     book: dict[Identity, list[Hold]] = {}
     for held in holds:
         book.setdefault(held.identity, []).append(held)
-    return plan("me", seen, Snapshot(book), CONTEXTS, pair, goal, RULES)
+    return plan("me", 0, seen, Snapshot(book), CONTEXTS, pair, goal, RULES)
 
 
 def refusal(seen: Seen, *holds: Hold, goal: Goal = goals.ISOLATED) -> Exception:
@@ -191,7 +191,7 @@ def test_refusals(changes: dict[str, object], text: str, access: Access) -> None
 def test_no_label_counts_as_unlabelled() -> None:
     assert decide([one(label=None)]).steps
     narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2)
-    decided = plan("me", [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow)
+    decided = plan("me", 0, [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow)
     assert "unlabeled_t" in str(decided.decisions[0].refusal)
 
 
@@ -199,7 +199,7 @@ def test_a_right_label_by_chance_is_a_step_too() -> None:
     label = str(CONTEXTS.content)
     rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2)
     seen = one(label=label, access=Access.PUBLIC)
-    decided = plan("me", [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
+    decided = plan("me", 0, [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
     assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
 
 

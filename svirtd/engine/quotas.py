@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How much of the book one user may have. Root's own is bounded by the whole alone."""
+
+from svirtd.book import pool, registry
+from svirtd.book.store import Database
+from svirtd.config import Limits
+from svirtd.core.model import Caller, Request
+from svirtd.errors import LimitsExceeded
+
+
+def refuse_too_many(
+    db: Database, limits: Limits, caller: Caller, request: Request, *, new: bool
+) -> None:
+    """Raise LimitsExceeded if a request would pass a limit; `new` says that it makes a VM.
+
+    Inside the transaction that enters it: of two requests at the same time, the second sees the
+    first.
+    """
+    if new and pool.in_use(db) >= limits.vms:
+        raise LimitsExceeded(
+            f"the book has [limits] vms = {limits.vms} VMs; release or forget some, or raise the "
+            "limit"
+        )
+    if caller.uid == 0:
+        return
+    # Names and sets are everybody's: without a bound one user could leave none to the others.
+    vms, holds = registry.owned_by(db, caller.uid)
+    if new and vms >= limits.vms_per_user:
+        raise LimitsExceeded(
+            f"you have {vms} VMs; [limits] vms-per-user allows {limits.vms_per_user}: release or "
+            "forget some"
+        )
+    if holds + len(request.resources) > limits.resources_per_user:
+        raise LimitsExceeded(
+            f"your VMs hold {holds} resources, and {len(request.resources)} more would pass "
+            f"[limits] resources-per-user = {limits.resources_per_user}: release some VMs"
+        )
