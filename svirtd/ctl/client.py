@@ -6,13 +6,13 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
-from svirtd.core.model import Lifetime, State
+from svirtd.core.model import State
 from svirtd.ctl.answers import Event, Row
-from svirtd.ctl.arguments import Disk, Property
+from svirtd.ctl.arguments import Disk
 from svirtd.ctl.failures import (
     INCONSISTENT,
     Exit,
@@ -22,7 +22,8 @@ from svirtd.ctl.failures import (
     no_bus,
     timed_out,
 )
-from svirtd.errors import Failed
+from svirtd.ctl.values import Options, Values, plain, resources
+from svirtd.errors import Failed, InteractiveAuthorizationRequired
 from svirtd.host.bus import BUS, BusError, BusLost, Connection, Message, Variant
 
 _NAME: Final = "org.svirt1"
@@ -38,6 +39,8 @@ _TIMEOUT_S: Final = 30.0
 _LONG_TIMEOUT_S: Final = 150.0
 # Long enough for any disk. Whoever has seen enough cancels.
 _JOB_TIMEOUT_S: Final = 7 * 24 * 3600.0
+# The most that the daemon can be set to give somebody for an answer.
+_DIALOG_S: Final = 3600.0
 
 # Interface, member, signature, and the names that a line of output gives to the arguments.
 _SIGNALS: Final = (
@@ -51,59 +54,7 @@ _SIGNALS: Final = (
     (_OBJECT_MANAGER, "InterfacesRemoved", "oas", ("object", "interfaces")),
 )
 
-Values = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What launch, acquire and plan take beside the resources; what is None is not sent."""
-
-    uuid: str | None = None
-    goal: str | None = None
-    persistent: bool = False
-    lifetime: Lifetime | None = None
-    user: str | None = None
-    environment: Sequence[str] = ()
-    working_directory: str | None = None
-    properties: Sequence[Property] = ()
-
-    def variants(self) -> dict[str, Variant]:
-        """Return them as the contract's a{sv}."""
-        texts = {
-            "uuid": self.uuid,
-            "goal": self.goal,
-            "lifetime": self.lifetime and self.lifetime.value,
-            "user": self.user,
-            "working-directory": self.working_directory,
-        }
-        found = {key: Variant("s", text) for key, text in texts.items() if text is not None}
-        if self.persistent:
-            found["persistent"] = Variant("b", True)
-        if self.environment:
-            found["environment"] = Variant("as", list(self.environment))
-        if self.properties:
-            typed = {one.name: Variant(one.signature, one.value) for one in self.properties}
-            found["properties"] = Variant("a{sv}", typed)
-        return found
-
-
-def plain(value: Any) -> Any:
-    """Return a D-Bus value without its variants."""
-    if isinstance(value, Variant):
-        return plain(value.value)
-    if isinstance(value, Mapping):
-        return {key: plain(one) for key, one in value.items()}
-    if isinstance(value, bytes):
-        return list(value)
-    if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
-    return value
-
-
-def _resources(disks: Sequence[Disk]) -> list[dict[str, Variant]]:
-    return [
-        {"path": Variant("s", one.path), "access": Variant("s", one.access.value)} for one in disks
-    ]
+Dialog = Callable[[], AbstractContextManager[None]]
 
 
 def _stream(reply: Message) -> socket.socket:
@@ -121,23 +72,24 @@ def _stream(reply: Message) -> socket.socket:
 class Client:
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
 
-    def __init__(self, bus: Connection, *, interactive: bool) -> None:
+    def __init__(self, bus: Connection, dialog: Dialog | None) -> None:
         self._bus = bus
-        self._interactive = interactive
+        self._dialog = dialog
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def connected(cls, address: str | None, *, interactive: bool) -> AsyncIterator["Client"]:
+    async def connected(cls, address: str | None, dialog: Dialog | None) -> AsyncIterator["Client"]:
         """Connect to a bus, the system's if `address` is None, and leave it at the end.
 
-        `interactive`: whether the daemon may have somebody asked for a password.
+        Where somebody must allow a call, he is asked for a password within `dialog`; with None,
+        nobody is asked.
         """
         try:
             bus = await Connection.open(address)
         except BusLost as error:
             raise no_bus(str(error)) from error
         try:
-            yield cls(bus, interactive=interactive)
+            yield cls(bus, dialog)
         finally:
             bus.close()
 
@@ -148,7 +100,7 @@ class Client:
         path, unit = await self._manager(
             "Launch",
             "sasaa{sv}a{sv}",
-            [name, list(command), _resources(disks), options.variants()],
+            [name, list(command), resources(disks), options.variants()],
             "os",
             _LONG_TIMEOUT_S,
         )
@@ -156,7 +108,7 @@ class Client:
 
     async def acquire(self, name: str, disks: Sequence[Disk], options: Options) -> str:
         """Label resources for a VM; returns its object path."""
-        body = [name, _resources(disks), options.variants()]
+        body = [name, resources(disks), options.variants()]
         (path,) = await self._manager("Acquire", "saa{sv}a{sv}", body, "o")
         return str(path)
 
@@ -170,7 +122,7 @@ class Client:
 
     async def plan(self, name: str, disks: Sequence[Disk], options: Options) -> list[Values]:
         """Return what acquire would do, resource by resource."""
-        body = [name, _resources(disks), options.variants()]
+        body = [name, resources(disks), options.variants()]
         (steps,) = await self._manager("Plan", "saa{sv}a{sv}", body, "aa{sv}")
         return list(plain(steps))
 
@@ -343,6 +295,30 @@ class Client:
         answer: str,
         timeout_s: float = _TIMEOUT_S,
     ) -> Message:
+        try:
+            return await self._once(path, interface, member, signature, body, answer, timeout_s)
+        except Failure as failure:
+            if failure.name != InteractiveAuthorizationRequired.name or self._dialog is None:
+                raise
+        # Nothing has been done yet. Only now is there somebody to wait for.
+        timeout_s += _DIALOG_S
+        with self._dialog():
+            return await self._once(
+                path, interface, member, signature, body, answer, timeout_s, interactive=True
+            )
+
+    async def _once(
+        self,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        body: Sequence[Any],
+        answer: str,
+        timeout_s: float,
+        *,
+        interactive: bool = False,
+    ) -> Message:
         with _failures(timed_out(member, timeout_s)):
             reply = await self._bus.call(
                 _NAME,
@@ -352,7 +328,7 @@ class Client:
                 signature,
                 body,
                 timeout_s=timeout_s,
-                interactive=self._interactive,
+                interactive=interactive,
             )
         if reply.signature == answer:
             return reply

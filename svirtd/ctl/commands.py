@@ -13,10 +13,11 @@ from svirtd.ctl import arguments, book, render
 from svirtd.ctl.answers import Event
 from svirtd.ctl.arguments import Disk, Property
 from svirtd.ctl.channel import Unsent, pump
-from svirtd.ctl.client import Client, Options
+from svirtd.ctl.client import Client
 from svirtd.ctl.failures import IO_ERROR, Exit, Failure, exit_code
 from svirtd.ctl.options import json_option, name_argument, parsed, request_options
 from svirtd.ctl.terminal import answer, ask, progress_bar, screen, user_name, wants_json, warn
+from svirtd.ctl.values import Options
 
 # What verify tells and nobody has to do anything about.
 _HARMLESS: Final = ("foreign",)

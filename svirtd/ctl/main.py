@@ -89,13 +89,19 @@ def _load() -> Mapping[str, click.Command]:
 @click.option(
     "--no-color", is_flag=True, help="Print no colours; NO_COLOR in the environment does the same."
 )
+@click.option(
+    "--no-ask-password", is_flag=True, help="Have nobody asked for a password: fail instead."
+)
 @click.version_option(svirtd.__version__, prog_name="svirtctl", message="%(prog)s %(version)s")
 @click.pass_context
-def cli(ctx: click.Context, bus: str | None, json_: bool, no_color: bool) -> None:
+def cli(
+    ctx: click.Context, bus: str | None, json_: bool, no_color: bool, no_ask_password: bool
+) -> None:
     """Keep the global options where the commands find them."""
     ctx.meta["svirtd.ctl.bus"] = bus
     ctx.meta["svirtd.ctl.json"] = json_
     ctx.meta["svirtd.ctl.no-color"] = no_color
+    ctx.meta["svirtd.ctl.ask-password"] = not no_ask_password
 
 
 def main() -> None:

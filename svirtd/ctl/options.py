@@ -35,7 +35,7 @@ def _complete_vm(ctx: click.Context, _param: click.Parameter, begun: str) -> lis
     async def names() -> list[str]:
         address = ctx.find_root().params.get("bus")
         async with asyncio.timeout(_COMPLETION_TIMEOUT_S):
-            async with Client.connected(address, interactive=False) as client:
+            async with Client.connected(address, None) as client:
                 return [row.name for row in await client.vms()]
 
     try:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 import click
 
-from svirtd.ctl import render
+from svirtd.ctl import agent, render
 from svirtd.ctl.client import Client
 
 T = TypeVar("T")
@@ -24,9 +24,9 @@ def ask(action: Action[T]) -> T:
     """Connect, do `action`, leave the bus. Raises Failure."""
 
     async def connected() -> T:
-        address = click.get_current_context().meta["svirtd.ctl.bus"]
-        interactive = os.isatty(0)
-        async with Client.connected(address, interactive=interactive) as client:
+        meta = click.get_current_context().meta
+        dialog = agent.on_terminal if meta["svirtd.ctl.ask-password"] else None
+        async with Client.connected(meta["svirtd.ctl.bus"], dialog) as client:
             return await action(client)
 
     return asyncio.run(connected())

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""polkit's own authentication agent on this terminal, for calls that somebody must allow."""
+
+import contextlib
+import os
+import select
+import subprocess
+from collections.abc import Iterator
+from typing import Final
+
+# Not looked up: whatever stands first in PATH must not get to read a password.
+_AGENT: Final = "/usr/bin/pkttyagent"
+_READY_S: Final = 5.0
+_END_S: Final = 5.0
+
+
+@contextlib.contextmanager
+def on_terminal() -> Iterator[None]:
+    """Let polkit ask on the terminal meanwhile; an agent of the desktop's goes first.
+
+    Where there is no terminal, or no such agent, polkit is left to find one.
+    """
+    if not (os.isatty(0) and os.isatty(2)):
+        yield
+        return
+    ready, theirs = os.pipe()
+    try:
+        agent = subprocess.Popen(
+            [_AGENT, f"--notify-fd={theirs}", "--fallback"], pass_fds=[theirs], close_fds=True
+        )
+    except OSError:
+        os.close(ready)
+        os.close(theirs)
+        yield
+        return
+    os.close(theirs)
+    try:
+        # It closes its end once polkit knows it, or when it ends.
+        select.select([ready], [], [], _READY_S)
+        yield
+    finally:
+        os.close(ready)
+        agent.terminate()
+        try:
+            agent.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            agent.kill()
+            agent.wait()
