@@ -228,6 +228,7 @@ class _Daemon:
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, doors.spawn
         )
+        await router.open()
         if not await bus.request_name(contract.NAME):
             raise StartError(
                 f"another process owns {contract.NAME} on this bus; stop it first "

@@ -8,11 +8,12 @@ text, the log gets the details.
 import asyncio
 import contextlib
 import os
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
+from svirtd.api.callers import Callers
 from svirtd.api.contract import (
     INTROSPECTABLE,
     JOB,
@@ -28,8 +29,8 @@ from svirtd.api.contract import (
     introspection,
 )
 from svirtd.api.objects import Call, Handler, Objects, Reply, job_number
+from svirtd.api.turns import Turns
 from svirtd.config import Limits
-from svirtd.core.model import Caller
 from svirtd.core.names import shown, unescape_path
 from svirtd.errors import (
     AccessDenied,
@@ -47,7 +48,6 @@ from svirtd.errors import (
 )
 from svirtd.failpoints import Point, reach
 from svirtd.host.bus import (
-    BusError,
     BusLost,
     Connection,
     Message,
@@ -61,7 +61,6 @@ from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.scarcity import scarcity
 
 _INTERNAL: Final = "internal error; the system log has the details (journalctl -u svirtd)"
-_CALLERS_KEPT: Final = 1024
 
 
 class Router:
@@ -83,17 +82,22 @@ class Router:
         self._limits = limits
         self._spawn = spawn
         self._pending: Counter[str] = Counter()
+        self._turns = Turns(limits)
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
-        self._callers: OrderedDict[str, Caller] = OrderedDict()
+        self._callers = Callers(bus)
         self.handlers: dict[tuple[str, str], Handler] = {
             **objects.handlers(),
             (PEER, "Ping"): self._ping,
             (PEER, "GetMachineId"): self._machine_id,
         }
         objects.emit = self._emit
-        bus.handle_methods(self._on_call)
+
+    async def open(self) -> None:
+        """Answer calls from now on."""
+        await self._callers.open()
+        self._bus.handle_methods(self._on_call)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls and wait for those under way; False if some did not end in time."""
@@ -169,10 +173,14 @@ class Router:
                 f"{interface.name}.{msg.member} takes {signature!r}, the message has "
                 f"{msg.signature!r}"
             )
-        caller = await self._caller(msg.sender)
+        caller = await self._callers.of(msg.sender)
         if msg.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION:
             caller = replace(caller, interactive=True)
         call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
+        async with self._turns.turn(caller.uid):
+            return await self._handle(msg, interface, call)
+
+    async def _handle(self, msg: Message, interface: Interface, call: Call) -> Reply:
         try:
             match interface.name:
                 case "org.freedesktop.DBus.Introspectable":
@@ -180,11 +188,11 @@ class Router:
                 case "org.freedesktop.DBus.Properties":
                     return await self._properties(call, msg.path, msg.member)
                 case "org.freedesktop.DBus.ObjectManager":
-                    return Reply([await self._objects.managed(caller)])
+                    return Reply([await self._objects.managed(call.caller)])
                 case _:
                     return await self.handlers[interface.name, msg.member](call)
         except NoSuchVM as error:
-            if vm_name:
+            if call.vm_name:
                 raise UnknownObject(f"{shown(msg.path)}: {error}") from error
             raise
         except SvirtError as error:
@@ -218,21 +226,6 @@ class Router:
         if msg.member not in interface.methods:
             raise UnknownMethod(f"{msg.interface} has no method {msg.member}")
         return interface
-
-    async def _caller(self, unique_name: str) -> Caller:
-        """Return who a sender is. Unique names are never given twice, so the answer stays true."""
-        known = self._callers.get(unique_name)
-        if known is not None:
-            return known
-        try:
-            caller = await self._bus.credentials(unique_name)
-        except (BusError, TimeoutError, KeyError) as error:
-            # Not sure who it is: nobody is served.
-            raise Failed(f"the bus does not say who {unique_name} is ({error})") from error
-        self._callers[unique_name] = caller
-        while len(self._callers) > _CALLERS_KEPT:
-            self._callers.popitem(last=False)
-        return caller
 
     # -- standard interfaces ----------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from svirtd.host.message import Message
 # bus, the bus has stopped reading and the connection is useless.
 _QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
 _READ_BYTES: Final = 64 * 1024
+_MESSAGES_AT_ONCE: Final = 16
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
 _SEND_JOIN_BYTES: Final = 128 * 1024
@@ -177,6 +178,8 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self.call_max_bytes = message.MESSAGE_MAX
         self._writer = _Writer(self)
         self._inbox = bytearray()
+        # More of the inbox is cut in the loop's next turn; until then nothing is read.
+        self._cut_planned = self._paused = False
         # What came with one read; the bus sends all descriptors of a message at once.
         self._inbox_fds: deque[_Rights] = deque()
 
@@ -228,8 +231,15 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self._cut_messages()
 
     def _cut_messages(self) -> None:
-        inbox, start = self._inbox, 0
+        self._cut_planned = False
+        inbox, start, left = self._inbox, 0, _MESSAGES_AT_ONCE
         while len(inbox) - start >= 16 and not self.lost:
+            if not left:
+                # What is under way gets its turn before more is taken in: whoever sends many
+                # must not keep the loop from those who sent one.
+                self._pause()
+                break
+            left -= 1
             try:
                 size = message.size(inbox, start)
             except ValueError as error:
@@ -249,6 +259,16 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
                 )
         if start:
             del inbox[:start]
+        if not self._cut_planned and self._paused and not self.lost:
+            self._paused = False
+            self.loop.add_reader(self.fileno, self._message_reader)
+
+    def _pause(self) -> None:
+        self._cut_planned = True
+        if not self._paused:
+            self._paused = True
+            self.loop.remove_reader(self.fileno)
+        self.loop.call_soon(self._cut_messages)
 
     def _one_message(self, raw: bytes) -> None:
         try:

@@ -19,6 +19,7 @@ from svirtd.host.bus import (
     BusLost,
     Connection,
     Message,
+    MessageFlag,
     MessageType,
     Variant,
     error_reply,
@@ -409,3 +410,45 @@ def test_a_bus_that_does_not_greet(tmp_path: Path) -> None:
         mute.listen()
         with pytest.raises(BusLost, match="cannot connect to the bus"):
             asyncio.run(main())
+
+
+def test_many_messages_leave_the_loop_to_others(bus: str) -> None:
+    """Whoever sends a thousand messages at once keeps nobody's turn for longer than a few."""
+
+    async def work() -> None:
+        service, client = await Connection.open(bus), await Connection.open(bus)
+        turn, turns, done = 0, list[int](), asyncio.Event()
+
+        def count() -> None:
+            nonlocal turn
+            turn += 1
+            if not done.is_set():
+                asyncio.get_running_loop().call_soon(count)
+
+        def take(_: Message) -> None:
+            turns.append(turn)
+            if len(turns) == 1000:
+                done.set()
+
+        service.handle_methods(take)
+        for _ in range(1000):
+            client.send(
+                Message(
+                    MessageType.METHOD_CALL,
+                    destination=service.unique_name,
+                    path=PATH,
+                    interface=INTERFACE,
+                    member="Any",
+                    flags=MessageFlag.NO_REPLY_EXPECTED,
+                )
+            )
+        count()
+        async with asyncio.timeout(DEADLINE_S):
+            await done.wait()
+        assert max(turns.count(one) for one in set(turns)) <= 32
+        # Nothing was left behind in the inbox, and it reads on.
+        assert await service.call_bus("GetId")
+        service.close()
+        client.close()
+
+    asyncio.run(work())

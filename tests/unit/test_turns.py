@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whose turn it is: users are bounded each for himself, and none waits for another's calls."""
+
+import asyncio
+
+import pytest
+
+from svirtd.api.turns import Turns
+from svirtd.config import Limits
+from svirtd.errors import LimitsExceeded
+
+LIMITS = Limits(pending_calls_per_user=5, calls_at_once_per_user=2)
+
+
+class Calls:
+    """Calls that are in until they are let go."""
+
+    def __init__(self) -> None:
+        self.turns = Turns(lambda: LIMITS)
+        self.inside: list[int] = []
+        self.go = asyncio.Event()
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def make(self, uid: int, count: int) -> None:
+        self.tasks += [asyncio.create_task(self._call(uid)) for _ in range(count)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    async def _call(self, uid: int) -> None:
+        async with self.turns.turn(uid):
+            self.inside.append(uid)
+            await self.go.wait()
+
+
+def test_one_users_calls_wait_and_anothers_do_not() -> None:
+    async def work() -> None:
+        calls = Calls()
+        await calls.make(1000, 5)
+        assert calls.inside == [1000, 1000]
+        with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls-per-user = 5"):
+            async with calls.turns.turn(1000):
+                pytest.fail("a sixth call")
+        await calls.make(1001, 1)
+        assert calls.inside == [1000, 1000, 1001]
+        await calls.make(0, 20)
+        assert calls.inside[3:] == [0] * 20
+        calls.go.set()
+        await asyncio.gather(*calls.tasks)
+        assert calls.inside[23:] == [1000] * 3
+        # And nothing is remembered of who has no call under way.
+        assert calls.turns._users == {}
+
+    asyncio.run(work())
+
+
+def test_whoever_is_cancelled_gives_the_turn_back() -> None:
+    async def work() -> None:
+        calls = Calls()
+        await calls.make(1000, 3)
+        for task in calls.tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*calls.tasks[1:], return_exceptions=True)
+        await calls.make(1000, 1)
+        assert len(calls.inside) == 3
+        calls.go.set()
+        await asyncio.gather(calls.tasks[0], calls.tasks[3])
+        assert calls.turns._users == {}
+
+    asyncio.run(work())
