@@ -242,7 +242,11 @@ class Reading:
         end = at + 4 + self.u32.unpack_from(raw, at)[0]
         if end >= len(raw):
             raise ValueError("a text past the end of its message")
-        return raw[at + 4 : end].decode(), end + 1
+        text = raw[at + 4 : end].decode()
+        if "\0" in text:
+            # It could not be sent back in an answer.
+            raise ValueError("a text with NUL")
+        return text, end + 1
 
     def variant(self, raw: bytes, at: int) -> tuple[Variant, int]:
         """Return the variant at this place and where it ends."""

@@ -32,6 +32,8 @@ _FIELDS: Final = {
     6: ("destination", "s"),
     7: ("sender", "s"),
 }
+# The types of all fields that are known.
+_KINDS: Final = {code: kind for code, (_, kind) in _FIELDS.items()} | {5: "u", 8: "g", 9: "u"}
 
 
 @dataclass(slots=True)
@@ -117,6 +119,9 @@ def decode_header(raw: bytes) -> tuple[Message, int, int]:
             at = (at + 7) & ~7
             code = raw[at]
             value, at = reading.variant(raw, at + 1)
+            kind = _KINDS.get(code, value.signature)
+            if value.signature != kind:
+                raise ValueError(f"header field {code} of type {value.signature!r}")
             if code in _FIELDS:
                 setattr(msg, _FIELDS[code][0], value.value)
             elif code == 5:

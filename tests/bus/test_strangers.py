@@ -159,8 +159,10 @@ def test_a_descriptor_does_not_help(client: Client, disk: Path, tmp_path: Path) 
 
 
 def test_introspection_is_open_to_all(disk: Path) -> None:
+    machine = Path("/etc/machine-id").read_text().strip()
     for path in (ROOT, "/", "/org", "/org/svirt1/vm", EXISTING):
         assert call(path, PEER, "Ping") == "()\n"
+        assert call(path, PEER, "GetMachineId") == f"('{machine}',)\n"
         tree = call(path, INTROSPECTABLE, "Introspect")
         assert "<node>" in tree
         assert str(disk) not in tree

@@ -167,3 +167,21 @@ def test_a_body_of_another_length_is_refused() -> None:
 def test_descriptors_are_announced() -> None:
     raw = message.encode(Message(path="/", member="M", signature="h", body=[0], unix_fds=[3, 4]))
     assert decode(raw)[1] == 2
+
+
+def _header(code: int, signature: str, value: bytes) -> bytes:
+    field = bytes((code, len(signature))) + signature.encode() + b"\0" + value
+    head = struct.pack("<BBBBIII", ord("l"), 1, 0, 1, 0, 7, len(field))
+    return head + field + bytes(-len(field) % 8)
+
+
+def test_a_text_with_nul_is_not_read() -> None:
+    """No bus passes it on; if it came, no answer that repeats it could be written."""
+    with pytest.raises(ValueError, match="NUL"):
+        message.decode_header(_header(3, "s", b"\2\0\0\0a\0\0"))
+
+
+@pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6, 7, 8, 9])
+def test_a_header_field_of_another_type_is_not_read(code: int) -> None:
+    with pytest.raises(ValueError, match=f"header field {code} of type 'y'"):
+        message.decode_header(_header(code, "y", b"\1"))
