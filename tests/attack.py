@@ -105,6 +105,10 @@ class RawConnection:
             found += [answers] if answers else []
         return found
 
+    def next_answered(self) -> int:
+        """The serial that the next message answers, 0 if it answers none."""
+        return self._message()[1]
+
     def _message(self) -> tuple[int, int, bytes]:
         head = self._exactly(16)
         order = "<" if head[:1] == b"l" else ">"

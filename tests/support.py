@@ -65,7 +65,8 @@ def image(path: Path, size: int = 1 << 20) -> Path:
 class Daemon:
     """One svirtd process with a book, configuration and runtime folder of its own.
 
-    With a zygote it starts in a fraction of the time; see there what differs.
+    With a zygote it starts in a fraction of the time; see there what differs. `without` names a
+    defence that it lacks then, see tests/attacks/defences.py.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Daemon:
         bus: str | None = None,
         failpoints: str = "",
         zygote: Zygote | None = None,
+        without: str = "",
     ) -> None:
         self.folder = folder
         self.book = folder / "book" / "book.sqlite"
@@ -84,6 +86,8 @@ class Daemon:
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | Forked | None = None
         self.zygote = zygote
+        self.without = without
+        assert zygote is not None or not without
         self.env = dict(os.environ)
         if bus is not None:
             self.env["DBUS_SYSTEM_BUS_ADDRESS"] = bus
@@ -109,7 +113,9 @@ class Daemon:
             arguments.append("--test-failpoints")
         with open(self.log, "ab") as log:
             if self.zygote is not None:
-                self.process = self.zygote.spawn(arguments, env=env, cwd=REPO, output=log.fileno())
+                self.process = self.zygote.spawn(
+                    arguments, env=env, cwd=REPO, output=log.fileno(), without=self.without
+                )
                 return
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "svirtd", *arguments],

@@ -72,10 +72,21 @@ class Zygote:
         assert self._socket.recv(16) == b"ready"
 
     def spawn(
-        self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, output: int
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        output: int,
+        without: str = "",
     ) -> Forked:
-        """Start svirtd with these arguments, its standard output and error going to `output`."""
-        request = {"arguments": list(arguments), "env": dict(env), "cwd": str(cwd)}
+        """Start svirtd with these arguments, its standard output and error going to `output`.
+
+        `without` names a defence that is switched off in it, see tests/attacks/defences.py.
+        """
+        request = {
+            "arguments": list(arguments), "env": dict(env), "cwd": str(cwd), "without": without,
+        }  # fmt: skip
         with _adopting():
             socket.send_fds(self._socket, [json.dumps(request).encode()], [output])
             pid = int(self._socket.recv(16))
@@ -153,6 +164,10 @@ def main() -> int:
     if request is None:
         return 0
     _become(request)
+    if request["without"]:
+        from tests.attacks.defences import switch_off
+
+        switch_off(request["without"])
     return svirtd(request["arguments"])
 
 

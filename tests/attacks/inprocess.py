@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The daemon's reader, router and handlers in the tester's own process, on a bus that a test plays.
+
+A bus that validates shields the reader; here every byte reaches it. Behind the handlers stands an
+engine that lets nobody do anything.
+"""
+
+import asyncio
+import contextlib
+import inspect
+import os
+import socket
+import traceback
+from pathlib import Path
+from typing import Any, Final
+
+from svirtd.api import contract
+from svirtd.api.objects import Objects
+from svirtd.api.router import Router
+from svirtd.config import Limits
+from svirtd.errors import AccessDenied
+from svirtd.host import message
+from svirtd.host.bus import Connection, Message, Variant, method_return
+
+SENDER: Final = ":1.4711"
+_UID: Final = 65534
+_READ_BYTES: Final = 1 << 20
+
+
+class _Closed:
+    """An engine, or any part of it: whatever is asked for is denied, whatever is read is there."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Closed()
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        raise AccessDenied("nobody may do anything here")
+
+
+class _Doors(_Closed):
+    class config:  # noqa: N801 -- named as the daemon names it
+        limits = Limits()
+
+
+class Journal:
+    """Keeps what was unexpected, and nothing else."""
+
+    def __init__(self) -> None:
+        self.unexpected: list[str] = []
+
+    def record(self, *_: Any, **__: Any) -> None:
+        """Take a record."""
+
+    def exception(self, what: str, error: BaseException, **_: Any) -> None:
+        """Take an unexpected error."""
+        self.unexpected.append(f"{what}: {''.join(traceback.format_exception(error))}")
+
+
+class Service:
+    """One connection with the daemon's router behind it, and the bus's end of that."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.answers = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._contract = contract.load()
+        self.connection: Connection | None = None
+        self._bus: socket.socket | None = None
+        self._lock = asyncio.Lock()
+        self._inbox = bytearray()
+
+    async def open(self, folder: Path) -> None:
+        """Connect as the daemon does."""
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._unhandled)
+        path = folder / "bus"
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            listener.setblocking(False)
+            opening = asyncio.ensure_future(Connection.open(f"unix:path={path}"))
+            self._bus, _ = await loop.sock_accept(listener)
+        path.unlink()
+        self._bus.setblocking(False)
+        for answer in (b"OK 0123456789abcdef0123456789abcdef\r\n", b"AGREE_UNIX_FD\r\n"):
+            await self._line()
+            await loop.sock_sendall(self._bus, answer)
+        assert await self._line() == b"BEGIN\r\n"
+        while not opening.done():
+            await self.turn()
+        self.connection = opening.result()
+        self._router(self.connection)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the daemon has given up the connection."""
+        return self.connection is None or self.connection._wire.lost is not None
+
+    async def feed(self, raw: bytes) -> None:
+        """Have the daemon read bytes, and take in what it answers."""
+        assert self._bus is not None
+        view = memoryview(raw)
+        while view and not self.lost:
+            try:
+                view = view[self._bus.send(view) :]
+            except BlockingIOError:
+                pass
+            except (BrokenPipeError, ConnectionResetError):
+                return
+            await self.turn()
+
+    async def turn(self) -> None:
+        """Let the daemon work, and answer what it asks the bus."""
+        await asyncio.sleep(0)
+        assert self._bus is not None
+        try:
+            data = self._bus.recv(_READ_BYTES)
+        except (BlockingIOError, ConnectionResetError):
+            return
+        self._inbox += data
+        while len(self._inbox) >= 16:
+            size = message.size(self._inbox, 0)
+            if len(self._inbox) < size:
+                return
+            msg, at, _ = message.decode_header(bytes(self._inbox[:size]))
+            if msg.message_type.value == 1:
+                message.decode_body(bytes(self._inbox[:size]), at, msg)
+                self._answer(msg)
+            else:
+                self.answers += 1
+            del self._inbox[:size]
+
+    async def settle(self) -> None:
+        """Wait until nothing is under way any more."""
+        while self._tasks:
+            await self.turn()
+        for _ in range(5):
+            await self.turn()
+
+    async def abandon(self) -> None:
+        """End both ends, and what waits for an answer of the bus."""
+        self.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """End both ends."""
+        if self.connection is not None:
+            self.connection.close()
+        if self._bus is not None:
+            self._bus.close()
+        self._inbox.clear()
+
+    def _router(self, bus: Connection) -> None:
+        parts: Any = [_Closed() for _ in inspect.signature(Objects).parameters]
+        objects = Objects(*parts)
+        objects._doors = _Doors()  # type: ignore[assignment]
+        taken: dict[str, Any] = {
+            "bus": bus, "objects": objects, "contract": self._contract, "journal": self.journal,
+            "limits": Limits, "spawn": self._spawn,
+        }  # fmt: skip
+        parameters = list(inspect.signature(Router).parameters)
+        Router(**{name: taken.get(name, _Closed()) for name in parameters})
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not self.lost:
+            self.journal.exception("a task failed", task.exception() or RuntimeError())
+
+    def _unhandled(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self.journal.exception(context["message"], context.get("exception") or RuntimeError())
+
+    def _answer(self, call: Message) -> None:
+        """Be the bus: say who is who, and that all is well."""
+        answers: dict[str, tuple[str, list[Any]]] = {
+            "Hello": ("s", [":1.1"]),
+            "GetConnectionCredentials": (
+                "a{sv}",
+                [{"UnixUserID": Variant("u", _UID), "ProcessID": Variant("u", os.getpid())}],
+            ),
+            "GetMachineId": ("s", ["0" * 32]),
+            "GetNameOwner": ("s", [":1.0"]),
+        }
+        signature, body = answers.get(call.member, ("", []))
+        reply = method_return(call, signature, body, [])
+        reply.serial = 1
+        reply.sender = "org.freedesktop.DBus"
+        assert self._bus is not None
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._bus.send(message.encode(reply))
+
+    async def _line(self) -> bytes:
+        assert self._bus is not None
+        line = b""
+        while not line.endswith(b"\r\n"):
+            line += await asyncio.get_running_loop().sock_recv(self._bus, 1)
+        return line.lstrip(b"\0")
