@@ -48,6 +48,7 @@ from svirtd.errors import (
 )
 from svirtd.failpoints import Point, reach
 from svirtd.host.bus import (
+    BusError,
     BusLost,
     Connection,
     Message,
