@@ -47,6 +47,7 @@ class Limits:
     calls_at_once_per_user: int = 8
     command_bytes: int = 131_072
     listed_vms: int = 10_000
+    dialogs_per_user: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Config:
     answer_timeout_s: int = 25
     drift_repair: bool = True
     drift_interval_s: int = 600
+    dialog_timeout_s: int = 120
     limits: Limits = Limits()
 
     @property
@@ -171,6 +173,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("launch", "answer-timeout"): ("answer_timeout_s", _number(1, 3600)),
     ("drift", "repair"): ("drift_repair", _boolean),
     ("drift", "interval"): ("drift_interval_s", _number(10, 86_400)),
+    ("polkit", "dialog-timeout"): ("dialog_timeout_s", _number(1, 3600)),
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
     ("limits", "vms-per-user"): ("vms_per_user", _number(0, 10_000_000)),
     ("limits", "resources-per-user"): ("resources_per_user", _number(0, 10_000_000)),
@@ -182,6 +185,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
     ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
     ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),
+    ("limits", "dialogs-per-user"): ("dialogs_per_user", _number(0, 1000)),
 }
 
 
@@ -248,6 +252,7 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
         slice=new.slice,
         drift_repair=new.drift_repair,
         drift_interval_s=new.drift_interval_s,
+        dialog_timeout_s=new.dialog_timeout_s,
         limits=new.limits,
     )
     waiting = [

@@ -26,6 +26,7 @@ from svirtd.engine import keeper
 from svirtd.engine.authorize import Authority
 from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
+from svirtd.engine.dialogs import Dialogs
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement, base_contexts
@@ -44,7 +45,7 @@ from svirtd.engine.units import Units
 from svirtd.engine.verify import Verify
 from svirtd.engine.watch import Watch
 from svirtd.errors import ConfigError, StartError, SvirtError
-from svirtd.host import notify
+from svirtd.host import notify, runtime
 from svirtd.host.bus import BusError, BusLost, Connection
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.kernel import Kernel
@@ -185,7 +186,10 @@ class _Daemon:
                 systemd=Systemd(bus, lambda: self._doors.config.answer_timeout_s),
                 machined=machined if await machined.available() else None,
                 journal=self._journal,
-                authority=Authority(),
+                authority=Authority(
+                    Dialogs(bus, lambda: self._doors.config),
+                    lambda uid: self._doors.in_file_thread(runtime.user_name, uid),
+                ),
                 file_threads=threads,
                 spawn=self._tasks.spawn,
             )
@@ -273,6 +277,7 @@ class _Daemon:
 
     async def _drain(self, bus: Connection, router: Router, events: Events) -> None:
         notify.stopping()
+        self._doors.authority.end()
         if not await router.drain(_DRAIN_S):
             self._journal.record(
                 MessageId.STOPPED,

@@ -12,6 +12,9 @@ _SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIT_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 _SHOWN_CHARS = 64
+# All of printable ASCII but quotes, the backslash, and what markup and templates begin with.
+_JUDGED_PLAIN = frozenset(chr(n) for n in range(0x20, 0x7F)) - frozenset("'\"\\<>&$")
+_JUDGED_CHARS = 120
 UNIT_PREFIX = "svirt-"
 
 
@@ -66,6 +69,21 @@ def machine_id(vm_id: str, uuid: str) -> bytes:
 def shown(text: str) -> str:
     """Return what a caller sent quoted and cut for a message, without control characters."""
     return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
+
+
+def shown_to_judge(text: str) -> str:
+    """Return a name or path for a dialog in which somebody decides by what it says.
+
+    Whoever wrote it wants a yes. So it is printable ASCII alone (no letter that looks like another,
+    none that turns the direction of reading), has nothing that markup, a template or a second
+    quoted name could be made of, and of a long one both ends are shown: a path is known by its
+    beginning and by its end.
+    """
+    told = "".join(c if c in _JUDGED_PLAIN else f"\\u{ord(c):04x}" for c in text)
+    if len(told) > _JUDGED_CHARS:
+        half = _JUDGED_CHARS // 2
+        told = f"{told[:half]} ... {told[-half:]}"
+    return f"'{told}'"
 
 
 def escape_path(label: str) -> str:

@@ -7,11 +7,20 @@ whoever asks takes care that it is that very VM which is changed.
 """
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from svirtd.core.model import VM, Caller
-from svirtd.errors import AccessDenied
+from svirtd.core.names import shown_to_judge
+from svirtd.engine.dialogs import Dialogs
+from svirtd.errors import (
+    AccessDenied,
+    InteractiveAuthorizationRequired,
+    InvalidArgs,
+    SvirtError,
+)
+from svirtd.host.polkit import Verdict
 
 
 class Action(enum.Enum):
@@ -35,6 +44,45 @@ class Action(enum.Enum):
 # What the owner of a thing may do with it unasked.
 _OWNERS: Final = frozenset({Action.RELEASE, Action.FORGET, Action.CONNECT, Action.CANCEL})
 
+# polkit's action for each that it is asked about: dbus/org.svirt1.policy has the defaults.
+POLKIT: Final[Mapping[Action, str]] = {
+    Action.PLAN: "org.svirt1.acquire",
+    Action.LABEL: "org.svirt1.acquire",
+    Action.LAUNCH: "org.svirt1.launch",
+    Action.RELEASE: "org.svirt1.manage-others",
+    Action.FORGET: "org.svirt1.manage-others",
+    Action.CONNECT: "org.svirt1.manage-others",
+    Action.CANCEL: "org.svirt1.manage-others",
+    Action.USE_ANY_FILE: "org.svirt1.use-any-file",
+    Action.RUN_AS_USER: "org.svirt1.run-as-user",
+    Action.VERIFY: "org.svirt1.verify",
+    Action.REPAIR: "org.svirt1.repair",
+    Action.BACKUP: "org.svirt1.backup",
+}
+# What a dialog says where the action's own message leaves open what is about to happen.
+MESSAGES: Final[Mapping[Action, str]] = {
+    Action.RELEASE: "Authentication is required for $(user) to end the virtual machine $(vm) of "
+    "$(owner)",
+    Action.FORGET: "Authentication is required for $(user) to remove the virtual machine $(vm) of "
+    "$(owner)",
+    Action.CONNECT: "Authentication is required for $(user) to control the virtual machine $(vm) "
+    "of $(owner)",
+    Action.CANCEL: "Authentication is required for $(user) to cancel a job of $(owner)",
+}
+_FILES_SHOWN: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a request is about, for whoever is asked to authenticate: as it is, whatever is in it.
+
+    `account` is the user that a VM is to run as.
+    """
+
+    vm: str = ""
+    files: Sequence[str] = ()
+    account: str = ""
+
 
 def sees(caller: Caller, vm: VM) -> bool:
     """Say whether a caller may know more of a VM than that it exists: its name, state and owner."""
@@ -42,7 +90,15 @@ def sees(caller: Caller, vm: VM) -> bool:
 
 
 class Authority:
-    """Decides for the daemon."""
+    """Decides for the daemon. `name_of` tells the name of a user for people to read."""
+
+    def __init__(self, dialogs: Dialogs, name_of: Callable[[int], Awaitable[str]]) -> None:
+        self._dialogs = dialogs
+        self._name_of = name_of
+
+    def end(self) -> None:
+        """Ask nobody any more: the daemon stops."""
+        self._dialogs.end()
 
     async def authorize(
         self,
@@ -51,15 +107,30 @@ class Authority:
         *,
         vm: VM | None = None,
         owner_uid: int | None = None,
-        details: Mapping[str, str] | None = None,
+        about: About | None = None,
     ) -> None:
         """Raise AccessDenied unless the caller may do this, to `vm` if it is about one.
 
-        `owner_uid` is the owner of another thing than a VM. `details` are shown to whoever is
-        asked to authenticate. May wait for a dialog.
+        `owner_uid` is the owner of another thing than a VM. `about` is shown to whoever is asked
+        to authenticate. May wait for a dialog. Also raises InteractiveAuthorizationRequired where
+        a dialog would help that the message did not allow, LimitsExceeded, and Failed where there
+        is no answer.
         """
-        if not self.at_once(caller, action, vm=vm, owner_uid=owner_uid):
-            await self._ask(caller, action, vm, details or {})
+        if self.at_once(caller, action, vm=vm, owner_uid=owner_uid):
+            return
+        about = about or About(vm.name if vm is not None else "")
+        if action is Action.USE_ANY_FILE and len(about.files) > _FILES_SHOWN:
+            # Whoever says yes to these gives root's power over them: he must have seen each.
+            raise InvalidArgs(
+                f"{len(about.files)} files that are not yours; an administrator is asked about "
+                f"{_FILES_SHOWN} at once: attach the others as root"
+            )
+        owner = vm.owner_uid if vm is not None else owner_uid
+        verdict = await self._dialogs.ask(
+            caller, POLKIT[action], lambda: self._details(caller, action, owner, about)
+        )
+        if verdict is not Verdict.ALLOWED:
+            raise _refusal(caller, action, verdict)
 
     def at_once(
         self,
@@ -79,10 +150,55 @@ class Authority:
         owner = vm.owner_uid if vm is not None else owner_uid
         return action in _OWNERS and owner == caller.uid
 
-    async def _ask(
-        self, caller: Caller, action: Action, _vm: VM | None, _details: Mapping[str, str]
-    ) -> None:
-        raise AccessDenied(
-            f"uid {caller.uid} may not {action.value}; in this version svirtd serves root only: "
-            "run the command as root"
-        )
+    async def _details(
+        self, caller: Caller, action: Action, owner_uid: int | None, about: About
+    ) -> dict[str, str]:
+        """What polkit's rules and dialogs see. All of it is written for who decides by it."""
+        told = {
+            "user": await self._name_of(caller.uid),
+            "vm": shown_to_judge(about.vm) if about.vm else "",
+            "files": _listed(about.files),
+            "account": shown_to_judge(about.account) if about.account else "",
+            "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
+        }
+        if action in MESSAGES:
+            told["polkit.message"] = MESSAGES[action]
+        return told
+
+
+def _listed(files: Sequence[str]) -> str:
+    if not files:
+        return "none"
+    told = ", ".join(map(shown_to_judge, files[:_FILES_SHOWN]))
+    more = len(files) - _FILES_SHOWN
+    return f"{told} and {more} more" if more > 0 else told
+
+
+def _refusal(caller: Caller, action: Action, verdict: Verdict) -> SvirtError:
+    what = f"uid {caller.uid} may not {action.value}"
+    by = f"polkit's action {POLKIT[action]}"
+    do = "run the command as root"
+    if action in (Action.PLAN, Action.LABEL, Action.LAUNCH):
+        do += ", or have root put you into the group svirt"
+    match verdict:
+        case Verdict.ABSENT:
+            return AccessDenied(
+                f"{what}: there is no polkit on this host, so svirtd serves root only; run the "
+                "command as root"
+            )
+        case Verdict.CHALLENGE if not caller.interactive:
+            return InteractiveAuthorizationRequired(
+                f"{what} unless an administrator authenticates ({by}), and the call does not allow "
+                f"a dialog: allow one, {do}"
+            )
+        case Verdict.CHALLENGE:
+            return AccessDenied(
+                f"{what} unless an administrator authenticates ({by}), and there is no "
+                f"authentication agent to ask one: start pkttyagent, {do}"
+            )
+        case Verdict.DISMISSED:
+            return AccessDenied(f"{what}: the dialog was closed ({by}); {do}")
+        case Verdict.UNANSWERED:
+            return AccessDenied(f"{what}: nobody has answered in time ({by}); try again, or {do}")
+        case _:
+            return AccessDenied(f"{what}: refused by {by}; {do}")

@@ -16,7 +16,7 @@ from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries
 from svirtd.engine.again import until_done
-from svirtd.engine.authorize import Action
+from svirtd.engine.authorize import About, Action
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
@@ -142,12 +142,8 @@ class Requests:
     # -- the pipeline's own parts -----------------------------------------------------------
 
     async def _may(self, caller: Caller, action: Action, request: Request, user: str = "") -> None:
-        details = {
-            "vm": request.name,
-            "files": ", ".join(one.named for one in request.resources),
-            "user": user,
-        }
-        await self._doors.authority.authorize(caller, action, details=details)
+        about = About(request.name, [one.named for one in request.resources], user)
+        await self._doors.authority.authorize(caller, action, about=about)
 
     @contextlib.asynccontextmanager
     async def _owned(

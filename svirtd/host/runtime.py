@@ -12,6 +12,7 @@ import socket
 import stat
 from dataclasses import dataclass
 
+from svirtd.core.names import shown_to_judge
 from svirtd.errors import Failed, InvalidArgs, LabelRefused, ResourceRefused
 from svirtd.host.kernel import Kernel, NoLabels
 from svirtd.host.scarcity import refuse_scarcity, refuse_without_descriptor
@@ -40,6 +41,14 @@ def account(user: str, default_uid: int) -> Account:
         refuse_without_descriptor()
         raise InvalidArgs(f"user {user or default_uid!r} is not known on this host") from None
     return Account(found.pw_name, found.pw_uid, found.pw_gid)
+
+
+def user_name(uid: int) -> str:
+    """Return what to call a user where somebody decides by it."""
+    try:
+        return f"{shown_to_judge(pwd.getpwuid(uid).pw_name)} (uid {uid})"
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
 
 
 def check_executable(path: str) -> None:

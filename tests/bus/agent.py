@@ -38,7 +38,7 @@ def acting_as(account: Account) -> Iterator[None]:
 
 
 async def connect_as(account: Account) -> Connection:
-    """A connection whose credentials are this account's."""
+    """A connection whose credentials are this account's. Only one of these at a time."""
     with acting_as(account):
         return await Connection.open()
 

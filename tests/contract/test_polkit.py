@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from svirtd.engine.authorize import MESSAGES, POLKIT, Action
 from tests.contract import sources
 
 _POLICY: Final = sources.DBUS / "org.svirt1.policy"
@@ -19,6 +20,10 @@ _DTD: Final = "/usr/share/polkit-1/policyconfig-1.dtd"
 _OWN: Final = {"org.svirt1.launch", "org.svirt1.acquire"}
 # A dialog that shows nothing of the request: an answer may count for the next one too.
 _KEPT: Final = {"org.svirt1.verify", "org.svirt1.repair", "org.svirt1.backup"}
+# For members of the contract that this version does not have yet.
+_LATER: Final = {
+    f"org.svirt1.{name}" for name in ("manage-groups", "set-level", "share-host-wide", "enroll")
+}
 # What svirtd tells polkit of a request.
 _DETAILS: Final = {"vm", "files", "user", "owner", "account", "group"}
 
@@ -77,6 +82,22 @@ def test_message_is_for_people_and_uses_what_is_told(name: str) -> None:
     assert bool(_used(action)) == (name not in _KEPT)
 
 
+def test_every_action_of_the_daemon_is_one_of_polkits() -> None:
+    """But reading, which everybody may, and which tells a stranger next to nothing."""
+    assert set(Action) - set(POLKIT) == {Action.READ}
+    assert set(_actions()) - set(POLKIT.values()) == _LATER
+    assert set(POLKIT.values()) <= set(_actions())
+
+
+@pytest.mark.parametrize("action", MESSAGES, ids=str)
+def test_messages_of_the_daemon_use_what_is_told(action: Action) -> None:
+    message = MESSAGES[action]
+    assert message.startswith("Authentication is required ")
+    assert set(re.findall(r"\$\((\w+)\)", message)) <= _DETAILS
+    # What the dialog shows is what the answer is for.
+    assert POLKIT[action] not in _KEPT
+
+
 def test_rules_give_what_is_ones_own_and_no_more() -> None:
     code = re.sub(r"//.*", "", _RULES.read_text("utf-8"))
     assert set(re.findall(r"org\.svirt1\.[a-z-]+", code)) == _OWN
@@ -99,3 +120,8 @@ def test_sysusers_makes_the_group(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     name, _, _, members = (tmp_path / "etc/group").read_text().strip().split(":")
     assert (name, members) == (_group(), "")
+
+
+def test_page_has_every_action() -> None:
+    text = sources.section(sources.page("svirtd.8"), "CALLERS")
+    assert re.findall(r"^\.It Li (org\.svirt1\.\S+)$", text, re.M) == list(_actions())

@@ -13,12 +13,12 @@ import pytest
 from svirtd.book import copies
 from svirtd.book.store import Store
 from svirtd.core.model import Caller
-from svirtd.engine.authorize import Authority
 from svirtd.engine.backups import Backups
 from svirtd.errors import AccessDenied, BookDamaged, LimitsExceeded
 from svirtd.host.journal import Journal
 from svirtd.host.streams import send_file
 from tests import books
+from tests.authorities import root_only
 from tests.books import damage
 from tests.support import wait_for
 
@@ -61,7 +61,7 @@ async def gone() -> None:
 
 def test_a_copy_arrives_whole(path: str, store: Store, tmp_path: Path) -> None:
     async def work() -> bytes:
-        backups = Backups(path, store, Journal(), Authority())
+        backups = Backups(path, store, Journal(), root_only())
         stream = socket.socket(fileno=await backups.open(ROOT))
         data = await asyncio.to_thread(read_all, stream)
         await gone()
@@ -77,12 +77,12 @@ def test_a_copy_arrives_whole(path: str, store: Store, tmp_path: Path) -> None:
 
 def test_only_root_may(path: str, store: Store) -> None:
     with pytest.raises(AccessDenied, match="may not copy the book"):
-        asyncio.run(Backups(path, store, Journal(), Authority()).open(Caller(":1.1", 1)))
+        asyncio.run(Backups(path, store, Journal(), root_only()).open(Caller(":1.1", 1)))
 
 
 def test_two_at_a_time(path: str, store: Store) -> None:
     async def work() -> None:
-        backups = Backups(path, store, Journal(), Authority())
+        backups = Backups(path, store, Journal(), root_only())
         streams = [socket.socket(fileno=await backups.open(ROOT)) for _ in range(2)]
         with pytest.raises(LimitsExceeded, match="2 backups are under way"):
             await backups.open(ROOT)
@@ -97,7 +97,7 @@ def test_two_at_a_time(path: str, store: Store) -> None:
 
 def test_who_reads_nothing_is_left(path: str, store: Store) -> None:
     async def work() -> None:
-        backups = Backups(path, store, Journal(), Authority(), idle_s=0.05)
+        backups = Backups(path, store, Journal(), root_only(), idle_s=0.05)
         streams = [await backups.open(ROOT) for _ in range(2)]
         await gone()
         # Both places are free again; what was sent ends early.
@@ -112,7 +112,7 @@ def test_who_reads_nothing_is_left(path: str, store: Store) -> None:
 
 def test_the_end_of_the_daemon_ends_them(path: str, store: Store) -> None:
     async def work() -> None:
-        backups = Backups(path, store, Journal(), Authority())
+        backups = Backups(path, store, Journal(), root_only())
         fd = await backups.open(ROOT)
         backups.close()
         await gone()
@@ -136,7 +136,7 @@ def test_a_book_that_gives_no_copy_is_damaged(path: str) -> None:
 
     async def work() -> None:
         with pytest.raises(BookDamaged):
-            await Backups(path, store, Journal(), Authority()).open(ROOT)
+            await Backups(path, store, Journal(), root_only()).open(ROOT)
         await gone()
 
     asyncio.run(work())

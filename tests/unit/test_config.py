@@ -139,6 +139,9 @@ pending-calls-per-user = 8
 calls-at-once-per-user = 9
 command-bytes = 10
 listed-vms = 11
+dialogs-per-user = 12
+[polkit]
+dialog-timeout = 60
 """
 
 
@@ -164,7 +167,8 @@ def test_every_key_has_its_place(file: Path) -> None:
         answer_timeout_s=2,
         drift_repair=False,
         drift_interval_s=10,
-        limits=Limits(*range(1, 12)),
+        dialog_timeout_s=60,
+        limits=Limits(*range(1, 13)),
     )
     assert read.shape.private == tuple(range(1, 9))
     assert read.group_categories == {20}
@@ -209,6 +213,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         slice=new.slice,
         drift_repair=new.drift_repair,
         drift_interval_s=new.drift_interval_s,
+        dialog_timeout_s=new.dialog_timeout_s,
         limits=new.limits,
     )
     assert set(waiting) == {f.name for f in fields(Config)} - {
@@ -219,6 +224,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         "slice",
         "drift_repair",
         "drift_interval_s",
+        "dialog_timeout_s",
         "limits",
     }
     assert config.reload_changes(old, old) == (old, [])

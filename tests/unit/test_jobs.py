@@ -8,10 +8,10 @@ import pytest
 
 from svirtd.config import Limits
 from svirtd.core.model import Caller, JobState, JobView
-from svirtd.engine.authorize import Authority
 from svirtd.engine.events import Events, Listener
 from svirtd.engine.jobs import Jobs
 from svirtd.errors import AccessDenied, Cancelled, Failed, LimitsExceeded, UnknownObject
+from tests.authorities import root_only
 
 ROOT = Caller(":1.1", 0)
 
@@ -32,7 +32,7 @@ def run(error: Exception | None) -> tuple[Told, Jobs]:
     async def work() -> tuple[Told, Jobs]:
         events, told = Events(), Told()
         events.listen(told)
-        jobs = Jobs(events, Authority(), Limits)
+        jobs = Jobs(events, root_only(), Limits)
         expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
         with expected, jobs.running("verify", ROOT) as job:
             job.advance(0.5)
@@ -73,7 +73,7 @@ def test_a_job_is_its_owners() -> None:
     owner, stranger = Caller(":1.2", 1000), Caller(":1.3", 1001)
 
     async def work() -> None:
-        jobs = Jobs(Events(), Authority(), lambda: Limits(jobs_per_user=1))
+        jobs = Jobs(Events(), root_only(), lambda: Limits(jobs_per_user=1))
         with jobs.running("verify", owner) as job:
             assert await jobs.view(stranger, job.view.id) == job.view
             with pytest.raises(AccessDenied, match="cancel jobs of other users"):

@@ -15,6 +15,7 @@ from svirtd.core.names import (
     escape_path,
     machine_name,
     shown,
+    shown_to_judge,
     unescape_path,
     unit_name,
 )
@@ -146,3 +147,40 @@ def test_what_is_shown_is_short_and_has_no_control_characters(text: str) -> None
     assert shown(text).isprintable()
     assert shown(text * 1000).isprintable()
     assert len(shown(text * 1000)) < 700
+
+
+@untimed
+@given(st.text(max_size=400))
+def test_what_a_judge_is_shown_is_one_short_quoted_word(text: str) -> None:
+    told = shown_to_judge(text)
+    assert told.isascii()
+    assert told.isprintable()
+    assert len(told) <= 127
+    assert told[0] == told[-1] == "'"
+    assert not set("'\"<>&$") & set(told[1:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("web 1", "'web 1'"),
+        ("/srv/a b.img", "'/srv/a b.img'"),
+        ("a\nb", "'a\\u000ab'"),
+        ("it's", "'it\\u0027s'"),
+        ("<b>$(vm)</b>", "'\\u003cb\\u003e\\u0024(vm)\\u003c/b\\u003e'"),
+        # A letter of another script that looks the same, and one that turns the direction.
+        ("/\u0435tc", "'/\\u0435tc'"),
+        ("/a\u202egmi", "'/a\\u202egmi'"),
+        ("\u05d0", "'\\u05d0'"),
+        ("a\\b", "'a\\u005cb'"),
+    ],
+)
+def test_what_a_judge_is_shown(text: str, told: str) -> None:
+    assert shown_to_judge(text) == told
+
+
+def test_a_judge_sees_both_ends_of_a_long_path() -> None:
+    told = shown_to_judge("/home/ann/" + "x" * 500 + "/etc/shadow")
+    assert told.startswith("'/home/ann/x")
+    assert told.endswith("x/etc/shadow'")
+    assert " ... " in told
