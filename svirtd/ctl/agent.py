@@ -24,10 +24,11 @@ def on_terminal() -> Iterator[None]:
         yield
         return
     ready, theirs = os.pipe()
+    # In a session only: outside of one there is no other agent, and polkit does not take one that
+    # is to be the last resort.
+    last = ["--fallback"] if "XDG_SESSION_ID" in os.environ else []
     try:
-        agent = subprocess.Popen(
-            [_AGENT, f"--notify-fd={theirs}", "--fallback"], pass_fds=[theirs], close_fds=True
-        )
+        agent = subprocess.Popen([_AGENT, f"--notify-fd={theirs}", *last], pass_fds=[theirs])
     except OSError:
         os.close(ready)
         os.close(theirs)
