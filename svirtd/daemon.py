@@ -34,6 +34,7 @@ from svirtd.engine.events import Events
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.jobs import Jobs
 from svirtd.engine.log import Log
+from svirtd.engine.object_manager import ObjectManager
 from svirtd.engine.operations import Operations
 from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.queries import Queries
@@ -46,6 +47,7 @@ from svirtd.engine.verify import Verify
 from svirtd.engine.watch import Watch
 from svirtd.errors import ConfigError, StartError, SvirtError
 from svirtd.host import notify, runtime
+from svirtd.host.audit import AuditLog
 from svirtd.host.bus import BusError, BusLost, Connection
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.kernel import Kernel
@@ -170,6 +172,8 @@ class _Daemon:
         """Serve until a signal or the loss of the bus ends it."""
         bus = await Connection.open(call_max_bytes=_CALL_MAX_BYTES)
         threads = file_threads(_FILE_THREADS)
+        audit = AuditLog(self._journal) if kernel.enabled() else None
+        self._object_manager = ObjectManager(kernel, audit, self._journal)
         try:
             (bus_id,) = await bus.call_bus("GetId")
             machined = Machined(bus)
@@ -187,6 +191,7 @@ class _Daemon:
                 machined=machined if await machined.available() else None,
                 journal=self._journal,
                 authority=Authority(
+                    self._object_manager,
                     Dialogs(bus, lambda: self._doors.config),
                     lambda uid: self._doors.in_file_thread(runtime.user_name, uid),
                 ),
@@ -198,6 +203,7 @@ class _Daemon:
         finally:
             bus.close()
             threads.shutdown()
+            self._object_manager.close()
 
     async def _serve(self, bus: Connection) -> None:
         doors = self._doors
@@ -220,7 +226,7 @@ class _Daemon:
         jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
-        for listener in (Log(self._journal), watch):
+        for listener in (Log(self._journal), watch, self._object_manager):
             events.listen(listener)
         if not await self._unless_stopped(recovery.run()):
             self._say_stopped()  # recovery may be cut off anywhere: the next start goes on
@@ -244,6 +250,7 @@ class _Daemon:
         gc.freeze()
         gc.set_threshold(*_COLLECT_AFTER)
         standing = doors.enforcement.now()
+        self._object_manager.warn(standing)
         notify.ready(await self._status())
         self._journal.record(
             MessageId.STARTED,

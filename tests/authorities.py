@@ -6,7 +6,10 @@ from typing import cast
 from svirtd.config import Config
 from svirtd.engine.authorize import Authority
 from svirtd.engine.dialogs import Dialogs
+from svirtd.engine.object_manager import ObjectManager
 from svirtd.host.bus import BusError, Connection, Message
+from svirtd.host.journal import Journal
+from svirtd.host.kernel import Kernel
 
 
 class _NobodyThere:
@@ -16,10 +19,26 @@ class _NobodyThere:
         raise BusError("org.freedesktop.DBus.Error.ServiceUnknown", "no such name")
 
 
-def root_only() -> Authority:
+class _WithoutSELinux:
+    """A kernel that has no policy to ask about callers."""
+
+    def enabled(self) -> bool:
+        return False
+
+    def own_context(self) -> None:
+        return None
+
+
+def no_second_lock() -> ObjectManager:
+    """What a host without SELinux has: nobody's domain counts."""
+    return ObjectManager(cast(Kernel, _WithoutSELinux()), None, Journal())
+
+
+def root_only(object_manager: ObjectManager | None = None) -> Authority:
     """What a host without polkit has: root may everything, an owner what is his own."""
 
     async def name_of(uid: int) -> str:
         return f"uid {uid}"
 
-    return Authority(Dialogs(cast(Connection, _NobodyThere()), Config), name_of)
+    asks = Dialogs(cast(Connection, _NobodyThere()), Config)
+    return Authority(object_manager or no_second_lock(), asks, name_of)

@@ -184,8 +184,7 @@ class Objects(Listener):
         doors = self._doors
         return {
             "Version": Variant("s", svirtd.__version__),
-            "Features": Variant("as", _features(doors)),
-            **_standing(doors.enforcement.now()),
+            **_standing(doors.enforcement.now(), doors),
             "PairsTotal": Variant("t", doors.shape.total),
             "PairsInUse": Variant("t", counts.pairs_in_use),
             "PairsQuarantined": Variant("t", counts.pairs_quarantined),
@@ -287,8 +286,8 @@ class Objects(Listener):
 
     def enforcement(self, before: Standing, after: Standing) -> None:
         """The kernel does something else with labels than before, or by another policy."""
-        old = _standing(before)
-        changes = {name: value for name, value in _standing(after).items() if value != old[name]}
+        old, new = _standing(before, self._doors), _standing(after, self._doors)
+        changes = {name: value for name, value in new.items() if value != old[name]}
         if changes:
             self.emit(ROOT, PROPERTIES, "PropertiesChanged", "sa{sv}as", [MANAGER, changes, []])
 
@@ -303,13 +302,13 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
     return answers.public_properties(entry.vm)
 
 
-def _features(doors: Doors) -> list[str]:
-    found = ["caller-lifetime", "channels", "launch", "verify"]
-    return found + ["machined"] * (doors.machined is not None)
-
-
-def _standing(standing: Standing) -> dict[str, Variant]:
+def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
+    """The properties that change with the kernel's mode and its policy."""
+    features = ["caller-lifetime", "channels", "launch", "verify"]
+    features += ["machined"] * (doors.machined is not None)
+    features += ["object-manager"] * standing.asks
     return {
+        "Features": Variant("as", features),
         "SELinuxMode": Variant("s", standing.mode.value),
         "Enforced": Variant("b", standing.enforced),
         "PolicyName": Variant("s", standing.policy),

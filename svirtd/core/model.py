@@ -224,12 +224,16 @@ class Contexts:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What the kernel does with labels, by which policy, and what that policy fails to do."""
+    """What the kernel does with labels, by which policy, and what that policy fails to do.
+
+    `asks`: the policy knows svirtd's class, so it is asked about callers.
+    """
 
     mode: Mode
     policy: str
     policies_loaded: int
     problem: str
+    asks: bool = False
 
     @property
     def enforced(self) -> bool:

@@ -14,6 +14,7 @@ from typing import Final
 from svirtd.core.model import VM, Caller
 from svirtd.core.names import shown_to_judge
 from svirtd.engine.dialogs import Dialogs
+from svirtd.engine.object_manager import ObjectManager
 from svirtd.errors import (
     AccessDenied,
     InteractiveAuthorizationRequired,
@@ -44,6 +45,23 @@ class Action(enum.Enum):
 # What the owner of a thing may do with it unasked.
 _OWNERS: Final = frozenset({Action.RELEASE, Action.FORGET, Action.CONNECT, Action.CANCEL})
 
+# What each is called in the policy: permissions of svirtd's class, see policy/svirtd_class.cil. The
+# policy has no word on whom a VM runs as; by launching it is asked whether the domain may at all.
+_PERMISSIONS: Final[Mapping[Action, str]] = {
+    Action.READ: "read",
+    Action.PLAN: "plan",
+    Action.LABEL: "acquire",
+    Action.LAUNCH: "launch",
+    Action.RELEASE: "release",
+    Action.FORGET: "forget",
+    Action.CONNECT: "connect",
+    Action.USE_ANY_FILE: "override",
+    Action.RUN_AS_USER: "launch",
+    Action.VERIFY: "verify",
+    Action.REPAIR: "repair",
+    Action.CANCEL: "verify",
+    Action.BACKUP: "backup",
+}
 # polkit's action for each that it is asked about: dbus/org.svirt1.policy has the defaults.
 POLKIT: Final[Mapping[Action, str]] = {
     Action.PLAN: "org.svirt1.acquire",
@@ -92,7 +110,13 @@ def sees(caller: Caller, vm: VM) -> bool:
 class Authority:
     """Decides for the daemon. `name_of` tells the name of a user for people to read."""
 
-    def __init__(self, dialogs: Dialogs, name_of: Callable[[int], Awaitable[str]]) -> None:
+    def __init__(
+        self,
+        object_manager: ObjectManager,
+        dialogs: Dialogs,
+        name_of: Callable[[int], Awaitable[str]],
+    ) -> None:
+        self._object_manager = object_manager
         self._dialogs = dialogs
         self._name_of = name_of
 
@@ -144,6 +168,9 @@ class Authority:
 
         Raises AccessDenied where asking would be of no use.
         """
+        # First of all and of everybody: what an administrator's policy keeps from a domain it keeps
+        # from it as root, too.
+        self._object_manager.check(caller, _PERMISSIONS[action], vm)
         # Root can do all this to the host by itself.
         if caller.uid == 0 or action is Action.READ:
             return True

@@ -12,6 +12,7 @@ from svirtd.config import Config
 from svirtd.core import separation
 from svirtd.core.model import Contexts, Mode, Standing
 from svirtd.engine.events import Events
+from svirtd.engine.object_manager import CLASS
 from svirtd.errors import LabelRefused, NotEnforcing, StartError
 from svirtd.host.kernel import Kernel, Status
 
@@ -67,6 +68,7 @@ class Enforcement:
                 self._kernel.policy_name(),
                 status.policies_loaded,
                 self._problem(status.mode),
+                self._kernel.has_class(CLASS),
             )
             self._seen = status
         return self._standing

@@ -69,6 +69,11 @@ class ObjectManager(Listener):
                 f"}}); an administrator can, see svirtd(8)"
             )
 
+    def close(self) -> None:
+        """Let go of the audit log."""
+        if self._audit is not None:
+            self._audit.close()
+
     def enforcement(self, _before: Standing, after: Standing) -> None:
         """Another policy, or another mode: say so if callers cannot be asked about any more."""
         self.warn(after)

@@ -21,6 +21,7 @@ from svirtd.errors import (
 )
 from svirtd.host.bus import Connection, Message
 from svirtd.host.polkit import Verdict
+from tests.authorities import no_second_lock
 
 ROOT = Caller(":1.1", 0)
 ANN = Caller(":1.2", 1000)
@@ -91,7 +92,7 @@ class World:
         async def name_of(uid: int) -> str:
             return f"<{uid}>"
 
-        self.authority = Authority(asks, name_of)
+        self.authority = Authority(no_second_lock(), asks, name_of)
 
     async def until(self, count: int) -> None:
         """Wait for so many dialogs."""

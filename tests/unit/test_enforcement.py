@@ -38,6 +38,9 @@ class FakeKernel:
     def policy_name(self) -> str:
         return "" if self.seen.mode is Mode.DISABLED else "default"
 
+    def has_class(self, kind: str) -> bool:
+        return kind == "svirtd"
+
     def check_context(self, context: str) -> None:
         if self.bad_context and self.bad_context in context:
             raise LabelRefused(f"the kernel does not accept the context {context}")

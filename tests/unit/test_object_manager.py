@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The second lock in every state of kernel and policy; the real policy is the guest tier's."""
 
+import re
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -8,11 +9,14 @@ import pytest
 
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Mode, Standing
+from svirtd.engine.authorize import Action
 from svirtd.engine.object_manager import ObjectManager
 from svirtd.errors import AccessDenied
 from svirtd.host.audit import AuditLog
 from svirtd.host.journal import Journal, MessageId
 from svirtd.host.kernel import Access, Kernel, Status
+from tests.authorities import root_only
+from tests.support import REPO
 
 OWN = "system_u:system_r:svirtd_t:s0-s0:c0.c1023"
 VMS = "system_u:system_r:svirt_t:s0:c1,c2"
@@ -174,3 +178,17 @@ def test_nothing_is_said_where_the_class_is_known() -> None:
     journal = FakeJournal()
     manager(FakeKernel(), journal=journal).warn(Standing(Mode.ENFORCING, "default", 1, ""))
     assert journal.records == []
+
+
+@pytest.mark.parametrize("action", Action)
+def test_no_action_of_anybody_passes_by(action: Action) -> None:
+    """Not root's, not an owner's: the policy is asked first, with a permission of the class."""
+    kernel = FakeKernel(granted=False)
+    authority = root_only(manager(kernel))
+    for caller in (ROOT, ANN):
+        with pytest.raises(AccessDenied, match="SELinux: the policy does not let user_t"):
+            authority.at_once(caller, action, owner_uid=caller.uid)
+    declared = (REPO / "policy" / "svirtd_class.cil").read_text("utf-8")
+    (permissions,) = re.findall(r"^\(class svirtd \(([a-z ]+)\)\)$", declared, re.M)
+    assert {asked[3] for asked in kernel.asked} <= set(permissions.split())
+    assert len(kernel.asked) == 2
