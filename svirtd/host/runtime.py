@@ -7,13 +7,13 @@ The folder belongs to the VM, and a VM may be hostile: nothing in it is trusted 
 import errno
 import os
 import pwd
-import shutil
 import socket
 import stat
 from dataclasses import dataclass
 
 from svirtd.core.names import shown_to_judge
 from svirtd.errors import Failed, InvalidArgs, LabelRefused, ResourceRefused
+from svirtd.host import removal
 from svirtd.host.kernel import Kernel, NoLabels
 from svirtd.host.scarcity import refuse_scarcity, refuse_without_descriptor
 
@@ -90,7 +90,8 @@ def remove_folder(path: str) -> None:
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise
-        shutil.rmtree(path)
+        removal.empty(path)
+        os.rmdir(path)
 
 
 def connect(kernel: Kernel, folder: str, name: str, image_context: str, level_context: str) -> int:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Takes away a folder whose content somebody hostile has made, and may still be changing."""
+
+import errno
+import os
+import time
+from typing import Final
+
+# A user can add as fast as we remove; whoever waits for this thread must not wait for that.
+_REMOVE_S: Final = 20.0
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_Place = tuple[int, int]
+
+
+def empty(folder: str) -> None:
+    """Remove what is in a folder, of any depth. Raises OSError, with what is left left there.
+
+    One folder is open at a time, and none is entered by a function's call of itself: neither
+    descriptors nor Python's stack grow with a tree that was made deep on purpose. No link is
+    followed, no other file system entered, and the way back is checked: a folder that was moved
+    meanwhile has another one above it.
+    """
+    until_s = time.monotonic() + _REMOVE_S
+    here = os.open(folder, _FOLDER)
+    try:
+        device = os.fstat(here).st_dev
+        way: list[tuple[str, _Place]] = []
+        while True:
+            below = _without_folders(here, until_s)
+            if below:
+                above, fd = _place(here), os.open(below, _FOLDER, dir_fd=here)
+                os.close(here)
+                here = fd
+                way.append((below, above))
+                if os.fstat(here).st_dev != device:
+                    raise OSError(errno.EXDEV, "another file system is mounted in it", below)
+                continue
+            if not way:
+                return
+            name, above = way.pop()
+            fd = os.open("..", _FOLDER, dir_fd=here)
+            os.close(here)
+            here = fd
+            if _place(here) != above:
+                raise OSError(errno.EBUSY, "it is moved about while it is removed", name)
+            os.rmdir(name, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _without_folders(here: int, until_s: float) -> str:
+    """Remove the files and empty folders of a folder; returns one that is not empty, or ""."""
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if time.monotonic() > until_s:
+                raise OSError(errno.EBUSY, f"not removed within {_REMOVE_S:.0f} s")
+            try:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=here)
+                else:
+                    os.rmdir(entry.name, dir_fd=here)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno == errno.ENOTEMPTY:
+                    return entry.name
+                raise
+    return ""
+
+
+def _place(fd: int) -> _Place:
+    info = os.fstat(fd)
+    return info.st_dev, info.st_ino
