@@ -126,7 +126,12 @@ class Router:
             refusal = LimitsExceeded(f"the message was not read: {msg.unread}")
         elif self._stopping:
             refusal = Failed("svirtd is stopping; try again when it is back")
-        elif self._pending.total() >= limits.pending_calls:
+        elif (
+            self._pending.total() >= limits.pending_calls
+            # Whose they are is known a moment later only: until then many of one user's must not
+            # be the reason to refuse another's first ones.
+            and self._pending[sender] >= limits.calls_at_once_per_user
+        ):
             refusal = LimitsExceeded(
                 f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
             )
