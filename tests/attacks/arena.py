@@ -2,17 +2,19 @@
 """Where strangers meet the daemon: who they are, where their files lie, and who has won."""
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from svirtd.host.bus import BusError
+from tests.attack import DENIED, STANDARD
 from tests.attacks.stranger import Stranger
 from tests.sandbox.accounts import Account
 from tests.support import Client, image
 
+# How whoever may not is refused: outright, or unless an administrator authenticates.
+DENIALS: Final = {DENIED, STANDARD + "InteractiveAuthorizationRequired"}
 ROOTS_SECRET: Final = b"the host's secret\n"
 
 
@@ -101,4 +103,5 @@ class Arena:
             stranger.close()
         self.root.close()
         for folder in self.made:
-            shutil.rmtree(folder, ignore_errors=True)
+            # However deep: the library's own gives up.
+            subprocess.run(["rm", "-rf", folder], check=True)

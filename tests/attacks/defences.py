@@ -9,6 +9,7 @@ daemon replaces functions of its own before it starts (see tests/zygote.py).
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,7 +27,79 @@ class Defence:
     places: tuple[tuple[str, str, Weakener], ...]
 
 
-DEFENCES: Final[dict[str, Defence]] = {}
+def _always(value: Any) -> Weakener:
+    return lambda _real: lambda *_args, **_kwargs: value
+
+
+def _unasked(action: str) -> Weakener:
+    """Let everybody do one thing."""
+
+    def weaken(real: Any) -> Any:
+        async def authorize(self: Any, caller: Any, what: Any, **kwargs: Any) -> None:
+            if what.name != action:
+                await real(self, caller, what, **kwargs)
+
+        return authorize
+
+    return weaken
+
+
+def _everything_public(_real: Any) -> Any:
+    from svirtd.api import answers
+    from svirtd.host.bus import Variant
+
+    def public_properties(vm: Any) -> dict[str, Variant]:
+        return {name: Variant(sig, get(vm)) for name, (sig, get) in answers.VM_PROPERTIES.items()}
+
+    return public_properties
+
+
+async def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    pass
+
+
+DEFENCES: Final[dict[str, Defence]] = {
+    "only the owner may": Defence(
+        "engine/authorize.py decides who may do what to a VM",
+        (("svirtd.engine.authorize", "Authority.at_once", _always(True)),),
+    ),
+    "only polkit lets one run as somebody else": Defence(
+        "user= other than the caller takes an action of its own",
+        (("svirtd.engine.authorize", "Authority.authorize", _unasked("RUN_AS_USER")),),
+    ),
+    "signals carry what everybody may know": Defence(
+        "a signal reaches everybody: it has the public properties only",
+        (("svirtd.api.answers", "public_properties", _everything_public),),
+    ),
+    "only listed properties go to systemd": Defence(
+        "a white list of resource controls",
+        (("svirtd.api.wire", "_property", lambda _: lambda _name, v: (v.signature, v.value)),),
+    ),
+    "texts reach a terminal without control characters": Defence(
+        "svirtctl escapes what does not print",
+        (("svirtd.ctl.render", "shown", lambda _: str),),
+    ),
+    "a caller's VM ends with the caller": Defence(
+        "lifetime 'caller': the bus says when it has left",
+        (("svirtd.engine.requests", "Requests._caller_gone", lambda _: _nothing),),
+    ),
+    "others see that a VM exists, and no more": Defence(
+        "authorize.sees() is asked before anything of a VM but its name, state and owner is told",
+        (("svirtd.engine.authorize", "sees", _always(True)),),
+    ),
+    "a VM is meant by its Id": Defence(
+        "what was authorized, or seen, is about one VM; a later one of its name is another",
+        (("svirtd.engine.requests", "_refuse_other", _always(None)),),
+    ),
+    "one user has a bounded part of what is under way": Defence(
+        "calls are counted by user, however many connections he has",
+        (("svirtd.api.turns", "Turns.turn", lambda _: lambda _self, _uid: nullcontext()),),
+    ),
+    "one user has a bounded part of the book": Defence(
+        "quotas of [limits] for each uid",
+        (("svirtd.engine.quotas", "refuse_too_many", _always(None)),),
+    ),
+}
 
 
 def switch_off(name: str) -> None:

@@ -6,6 +6,7 @@ descriptors. What one is told to do is a function of a module, which gets the pr
 """
 
 import ctypes
+import errno
 import mmap
 import multiprocessing.connection
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -135,7 +137,10 @@ class Swapper:
             while True:
                 for _ in range(64):
                     if _libc.renameat2(*arguments):
-                        raise OSError(ctypes.get_errno(), f"renameat2 {first} {second}")
+                        number = ctypes.get_errno()
+                        if number != errno.ENOENT:
+                            raise OSError(number, f"renameat2 {first} {second}")
+                        time.sleep(0.01)  # they are gone for now, or for good
                 done += 64
                 self._counter[:] = struct.pack("=q", done)
 
