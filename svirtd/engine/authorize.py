@@ -87,19 +87,20 @@ MESSAGES: Final[Mapping[Action, str]] = {
     "of $(owner)",
     Action.CANCEL: "Authentication is required for $(user) to cancel a job of $(owner)",
 }
-_FILES_SHOWN: Final = 8
+_SHOWN: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class About:
     """What a request is about, for whoever is asked to authenticate: as it is, whatever is in it.
 
-    `account` is the user that a VM is to run as.
+    `account` is the user that a VM is to run as, and `command` what it is to run.
     """
 
     vm: str = ""
     files: Sequence[str] = ()
     account: str = ""
+    command: Sequence[str] = ()
 
 
 def sees(caller: Caller, vm: VM) -> bool:
@@ -143,11 +144,11 @@ class Authority:
         if self.at_once(caller, action, vm=vm, owner_uid=owner_uid):
             return
         about = about or About(vm.name if vm is not None else "")
-        if action is Action.USE_ANY_FILE and len(about.files) > _FILES_SHOWN:
+        if action is Action.USE_ANY_FILE and len(about.files) > _SHOWN:
             # Whoever says yes to these gives root's power over them: he must have seen each.
             raise InvalidArgs(
                 f"{len(about.files)} files that are not yours; an administrator is asked about "
-                f"{_FILES_SHOWN} at once: attach the others as root"
+                f"{_SHOWN} at once: attach the others as root"
             )
         owner = vm.owner_uid if vm is not None else owner_uid
         verdict = await self._dialogs.ask(
@@ -186,6 +187,7 @@ class Authority:
             "vm": shown_to_judge(about.vm) if about.vm else "",
             "files": _listed(about.files),
             "account": shown_to_judge(about.account) if about.account else "",
+            "command": _listed(about.command),
             "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
         }
         if action in MESSAGES:
@@ -193,11 +195,11 @@ class Authority:
         return told
 
 
-def _listed(files: Sequence[str]) -> str:
-    if not files:
+def _listed(texts: Sequence[str]) -> str:
+    if not texts:
         return "none"
-    told = ", ".join(map(shown_to_judge, files[:_FILES_SHOWN]))
-    more = len(files) - _FILES_SHOWN
+    told = ", ".join(map(shown_to_judge, texts[:_SHOWN]))
+    more = len(texts) - _SHOWN
     return f"{told} and {more} more" if more > 0 else told
 
 

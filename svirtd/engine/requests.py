@@ -80,7 +80,7 @@ class Requests:
         await self._may(caller, Action.LAUNCH, request)
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
         if account.uid != caller.uid:
-            await self._may(caller, Action.RUN_AS_USER, request, user=account.name)
+            await self._may(caller, Action.RUN_AS_USER, request, account.name, command.argv)
         await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
         async with self._operations.names.hold(request.name):
@@ -141,8 +141,15 @@ class Requests:
 
     # -- the pipeline's own parts -----------------------------------------------------------
 
-    async def _may(self, caller: Caller, action: Action, request: Request, user: str = "") -> None:
-        about = About(request.name, [one.named for one in request.resources], user)
+    async def _may(
+        self,
+        caller: Caller,
+        action: Action,
+        request: Request,
+        user: str = "",
+        command: Sequence[str] = (),
+    ) -> None:
+        about = About(request.name, [one.named for one in request.resources], user, command)
         await self._doors.authority.authorize(caller, action, about=about)
 
     @contextlib.asynccontextmanager

@@ -151,12 +151,13 @@ def test_owning_something_gives_nothing_else(
 
 def test_what_polkit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(Verdict.ALLOWED, monkeypatch)
-    about = About("web", ["/home/a/x.img", "/y\n\nAll is well <b>"], "ben")
+    about = About("web", ["/home/a/x.img", "/y\n\nAll is well <b>"], "ben", ["/bin/true", "-x"])
     assert told(world, Action.LAUNCH, about) == {
         "user": "<1000>",
         "vm": "'web'",
         "files": "'/home/a/x.img', '/y\\u000a\\u000aAll is well \\u003cb\\u003e'",
         "account": "'ben'",
+        "command": "'/bin/true', '-x'",
         "owner": "",
     }
     asyncio.run(world.authority.authorize(ANN, Action.RELEASE, owner_uid=1001))
