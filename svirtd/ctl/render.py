@@ -50,6 +50,10 @@ class Screen:
     colour: bool = False
 
 
+# A VM of which the caller may only know that it holds something.
+_OTHERS: Final = "(of another user)"
+
+
 def shown(value: object) -> str:
     """Return a value as text in which every character that does not print is escaped."""
     return "".join(one if one.isprintable() else _escaped(one) for one in str(value))
@@ -92,11 +96,17 @@ def vm_details(
 ) -> str:
     """Return what `show` says of one VM. Times are in `zone`, the local one if None."""
     owner = vm.get("Owner", 0)
-    rows = [
+    public = [
         ("Name", vm.get("Name", "")),
         ("State", vm.get("State", "")),
         ("Reason", vm.get("StateReason", "")),
         ("Owner", f"{user(owner)} ({owner})"),
+    ]
+    if "Id" not in vm:
+        rest = "\nThe rest is for its owner and root to see.\n"
+        return _notice(screen, enforced=enforced) + _pairs(public, screen) + rest
+    rows = [
+        *public,
         ("Goal", vm.get("Goal", "")),
         ("Groups", ", ".join(map(str, vm.get("Groups", ())))),
         ("Unit", vm.get("Unit", "")),
@@ -166,14 +176,19 @@ def owner_list(owners: Sequence[Values], screen: Screen) -> str:
     """Return the table of `owners`."""
     if not owners:
         return "No VM holds it.\n"
+    if not any("vm" in one for one in owners):
+        return "A VM of another user holds it.\n"
     if not any("path" in one for one in owners):
         return _table(
             ("VM", "STATE"),
-            [(one.get("vm", ""), one.get("state", "")) for one in owners],
+            [(one.get("vm", _OTHERS), one.get("state", "")) for one in owners],
             screen,
             state_column=1,
         )
-    rows = [tuple(one.get(key, "") for key in ("vm", "state", "access", "path")) for one in owners]
+    rows = [
+        (one.get("vm", _OTHERS), *(one.get(key, "") for key in ("state", "access", "path")))
+        for one in owners
+    ]
     return _table(("VM", "STATE", "ACCESS", "PATH"), rows, screen, state_column=1)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import calls, disks, draws, starts
+from tests.bench import calls, disks, draws, fairness, starts
 from tests.bench.peers import Caller, echoing
 from tests.bench.rows import Row
 from tests.bench.setting import Setting
@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[Part, Sequence[str]]] = {
     "parallel calls": (calls.parallel, calls.PARALLEL_ROWS),
     "files": (disks.rows, disks.ROWS),
     "draws": (draws.rows, draws.ROWS),
+    "fairness": (fairness.rows, fairness.ROWS),
     "starts and memory": (starts.rows, starts.ROWS),
 }
 

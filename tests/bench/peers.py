@@ -15,6 +15,8 @@ from dbus_next.aio import MessageBus
 from dbus_next.constants import BusType
 
 from tests.bench import echo
+from tests.bus.agent import acting_as
+from tests.sandbox.accounts import Account
 from tests.support import DEADLINE_S, MANAGER, NAME, REPO, ROOT, Daemon
 
 _POLICY_FOLDER = Path("/usr/share/dbus-1/system.d")  # the sandbox's own
@@ -49,6 +51,12 @@ class Caller:
         rule = f"type='signal',sender='{_BUS}',interface='{_BUS}',member='NameOwnerChanged'"
         await caller.call(_BUS, _BUS_PATH, _BUS, "AddMatch", "s", [rule])
         return caller
+
+    @classmethod
+    async def open_as(cls, account: Account) -> "Caller":
+        """Connect as another user."""
+        with acting_as(account):
+            return cls(await MessageBus(bus_type=BusType.SYSTEM).connect())
 
     async def close(self) -> None:
         """End the connection."""

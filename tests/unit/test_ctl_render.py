@@ -186,6 +186,18 @@ def test_show_says_which_original_is_unknown() -> None:
     assert text.splitlines()[-1].split() == ["exclusive", "/a.img", "u:r:t:s0:c1", "unknown"]
 
 
+def test_show_what_a_stranger_sees() -> None:
+    seen = {"Name": "web", "State": "running", "Owner": 0}
+    text = render.vm_details(seen, user, PLAIN, UTC, enforced=True)
+    assert text == (
+        "Name   web\nState  running\nOwner  root (0)\n"
+        "\nThe rest is for its owner and root to see.\n"
+    )
+    assert render.owner_list([{"held": True}], PLAIN) == "A VM of another user holds it.\n"
+    mine = {"vm": "web", "state": "running", "access": "public", "path": "/a"}
+    assert "(of another user)" in render.owner_list([mine, {"held": True}], PLAIN)
+
+
 def test_show() -> None:
     held = {"path": "/a b.img", "access": "exclusive", "context": "u:r:t:s0:c1", "original": ""}
     text = render.vm_details(
