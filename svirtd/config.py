@@ -44,7 +44,7 @@ class Limits:
     pending_calls: int = 1024
     pending_calls_per_sender: int = 256
     pending_calls_per_user: int = 256
-    calls_at_once_per_user: int = 8
+    calls_at_once_per_user: int = 4
     command_bytes: int = 131_072
     listed_vms: int = 10_000
     dialogs_per_user: int = 3

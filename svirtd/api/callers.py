@@ -22,6 +22,11 @@ class Callers:
         """Learn from now on who leaves. Raises BusError, BusLost, TimeoutError."""
         await self._bus.subscribe(BUS, BUS, "NameOwnerChanged", self._changed)
 
+    def uid(self, unique_name: str) -> int | None:
+        """Return whose connection this is, None while that has not been asked."""
+        known = self._known.get(unique_name)
+        return None if known is None else known.uid
+
     async def of(self, unique_name: str) -> Caller:
         """Return who a sender is. Raises Failed if the bus does not say."""
         known = self._known.get(unique_name)

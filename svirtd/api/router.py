@@ -8,7 +8,6 @@ text, the log gets the details.
 import asyncio
 import contextlib
 import os
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
@@ -29,6 +28,7 @@ from svirtd.api.contract import (
     introspection,
 )
 from svirtd.api.objects import Call, Handler, Objects, Reply, job_number
+from svirtd.api.refusals import Refusals
 from svirtd.api.turns import Turns
 from svirtd.config import Limits
 from svirtd.core.names import shown, unescape_path
@@ -58,7 +58,7 @@ from svirtd.host.bus import (
     error_reply,
     method_return,
 )
-from svirtd.host.journal import Journal, MessageId, Priority
+from svirtd.host.journal import Journal
 from svirtd.host.scarcity import scarcity
 
 _INTERNAL: Final = "internal error; the system log has the details (journalctl -u svirtd)"
@@ -80,12 +80,9 @@ class Router:
         self._objects = objects
         self._contract = contract
         self._journal = journal
-        self._limits = limits
         self._spawn = spawn
-        self._pending: Counter[str] = Counter()
         self._turns = Turns(limits)
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._refusals = Refusals(journal)
         self._stopping = False
         self._callers = Callers(bus)
         self.handlers: dict[tuple[str, str], Handler] = {
@@ -105,7 +102,7 @@ class Router:
         self._stopping = True
         try:
             async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
+                await self._turns.idle.wait()
         except TimeoutError:
             return False
         return True
@@ -113,40 +110,29 @@ class Router:
     # -- one call ---------------------------------------------------------------------------
 
     def _on_call(self, msg: Message) -> None:
-        sender = msg.sender
-        limits = self._limits()
-        refusal: SvirtError | None = None
+        try:
+            self._refuse_unread(msg)
+            self._turns.admit(msg.sender, self._callers.uid(msg.sender))
+        except SvirtError as refusal:
+            if isinstance(refusal, LimitsExceeded) and msg.flags & MessageFlag.NO_REPLY_EXPECTED:
+                # Whoever does not wait for answers is not held back by this one.
+                self._bus.mute(msg.sender)
+            self._close_fds(msg)
+            self._reply_error(msg, refusal)
+            return
+        self._spawn(self._serve(msg))
+
+    def _refuse_unread(self, msg: Message) -> None:
         if msg.fds_lost:
-            refusal = ResourceRefused(
+            raise ResourceRefused(
                 "svirtd did not get a descriptor that came with the call: on a host that enforces "
                 "SELinux the policy says which it may have (svirtd(8), svirtd_bus_image_fds); name "
                 "files by path"
             )
-        elif msg.unread:
-            refusal = LimitsExceeded(f"the message was not read: {msg.unread}")
-        elif self._stopping:
-            refusal = Failed("svirtd is stopping; try again when it is back")
-        elif (
-            self._pending.total() >= limits.pending_calls
-            # Whose they are is known a moment later only: until then many of one user's must not
-            # be the reason to refuse another's first ones.
-            and self._pending[sender] >= limits.calls_at_once_per_user
-        ):
-            refusal = LimitsExceeded(
-                f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
-            )
-        elif self._pending[sender] >= limits.pending_calls_per_sender:
-            refusal = LimitsExceeded(
-                f"you have [limits] pending-calls-per-sender = {limits.pending_calls_per_sender} "
-                "calls under way; wait for some to end"
-            )
-        if refusal is not None:
-            self._close_fds(msg)
-            self._reply_error(msg, refusal)
-            return
-        self._pending[sender] += 1
-        self._idle.clear()
-        self._spawn(self._serve(msg))
+        if msg.unread:
+            raise LimitsExceeded(f"the message was not read: {msg.unread}")
+        if self._stopping:
+            raise Failed("svirtd is stopping; try again when it is back")
 
     async def _serve(self, msg: Message) -> None:
         try:
@@ -164,11 +150,7 @@ class Router:
             self._reply_error(msg, refusal)
         finally:
             self._close_fds(msg)
-            self._pending[msg.sender] -= 1
-            if not self._pending[msg.sender]:
-                del self._pending[msg.sender]
-            if not self._pending:
-                self._idle.set()
+            self._turns.leave(msg.sender)
 
     async def _answer(self, msg: Message) -> Reply:
         vm_name, job = self._object(msg.path)
@@ -202,7 +184,8 @@ class Router:
                 raise UnknownObject(f"{shown(msg.path)}: {error}") from error
             raise
         except SvirtError as error:
-            self._record_refusal(msg, call, error)
+            named = call.vm_name or (call.body[0] if msg.signature.startswith("s") else "")
+            self._refusals.record(call.caller.uid, msg.member, str(named), error)
             raise
 
     def _object(self, path: str) -> tuple[str, int]:
@@ -332,18 +315,6 @@ class Router:
         for fd in msg.unix_fds:
             os.close(fd)
         msg.unix_fds = []
-
-    def _record_refusal(self, msg: Message, call: Call, error: SvirtError) -> None:
-        named = call.vm_name or (call.body[0] if msg.signature.startswith("s") else "")
-        self._journal.record(
-            MessageId.REFUSED,
-            f"{msg.member} refused: {error}",
-            priority=Priority.NOTICE,
-            SVIRT_VM=str(named)[:64],
-            SVIRT_OPERATION=msg.member.lower(),
-            SVIRT_CALLER_UID=call.caller.uid,
-            SVIRT_ERROR=error.name,
-        )
 
 
 __all__ = ["INTROSPECTABLE", "OBJECT_MANAGER", "Router"]

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -26,7 +27,50 @@ class Turns:
 
     def __init__(self, limits: Callable[[], Limits]) -> None:
         self._limits = limits
+        self._senders: Counter[str] = Counter()
         self._users: dict[int, _User] = {}
+        # Set while no call is under way.
+        self.idle = asyncio.Event()
+        self.idle.set()
+
+    def admit(self, sender: str, uid: int | None) -> None:
+        """Count a call that has come; `uid` is None while nobody knows whose it is.
+
+        Raises LimitsExceeded, and counts nothing then. Else leave() is to follow.
+        """
+        limits = self._limits()
+        if self._senders[sender] >= limits.pending_calls_per_sender:
+            raise LimitsExceeded(
+                f"you have [limits] pending-calls-per-sender = {limits.pending_calls_per_sender} "
+                "calls under way; wait for some to end"
+            )
+        if uid is not None:
+            self._refuse_too_many(uid)
+        # Those who fill what is for all must not keep the others out: root, and the first calls of a
+        # connection, since whose it is is known a moment later only.
+        passes = uid == _ROOT or self._senders[sender] < limits.calls_at_once_per_user
+        if self._senders.total() >= limits.pending_calls and not passes:
+            raise LimitsExceeded(
+                f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
+            )
+        self._senders[sender] += 1
+        self.idle.clear()
+
+    def leave(self, sender: str) -> None:
+        """A call that was admitted has ended."""
+        self._senders[sender] -= 1
+        if not self._senders[sender]:
+            del self._senders[sender]
+        if not self._senders:
+            self.idle.set()
+
+    def _refuse_too_many(self, uid: int) -> None:
+        limit, user = self._limits().pending_calls_per_user, self._users.get(uid)
+        if user is not None and user.calls >= limit:
+            raise LimitsExceeded(
+                f"uid {uid} has [limits] pending-calls-per-user = {limit} calls under way; wait "
+                "for some to end"
+            )
 
     @contextlib.asynccontextmanager
     async def turn(self, uid: int) -> AsyncIterator[None]:
@@ -37,15 +81,10 @@ class Turns:
         if uid == _ROOT:
             yield
             return
-        limits = self._limits()
+        self._refuse_too_many(uid)
         user = self._users.get(uid)
         if user is None:
-            user = self._users[uid] = _User(limits.calls_at_once_per_user)
-        if user.calls >= limits.pending_calls_per_user:
-            raise LimitsExceeded(
-                f"uid {uid} has [limits] pending-calls-per-user = {limits.pending_calls_per_user} "
-                "calls under way; wait for some to end"
-            )
+            user = self._users[uid] = _User(self._limits().calls_at_once_per_user)
         user.calls += 1
         try:
             async with user.turns:

@@ -119,6 +119,10 @@ class Connection:
         await asyncio.shield(self._wire.closed)
         return self._wire.lost or BusLost("closed")
 
+    def mute(self, sender: str) -> None:
+        """Drop calls of a sender that want no answer, for a moment: it floods us."""
+        self._wire.muted.add(sender)
+
     def handle_methods(self, handler: Callable[[Message], None]) -> None:
         """Let `handler` have every incoming method call."""
         self._method_handler = handler

@@ -19,12 +19,15 @@ from dbus_next.constants import BusType, MessageType
 
 from svirtd.host import message
 from svirtd.host.message import Message
+from svirtd.host.mute import Muted
 
 # A peer gets its own messages dropped by the bus long before; if *we* cannot hand this much to the
 # bus, the bus has stopped reading and the connection is useless.
 _QUEUE_MAX_BYTES: Final = 64 * 1024 * 1024
 _READ_BYTES: Final = 64 * 1024
+# Messages taken in before the loop has its turn; one that is dropped unread is a part of one.
 _MESSAGES_AT_ONCE: Final = 16
+_DROPPED_COSTS: Final = 1 / 64
 # The kernel refuses more descriptors than this in one message (SCM_MAX_FD).
 _READ_FDS: Final = 253
 _SEND_JOIN_BYTES: Final = 128 * 1024
@@ -180,6 +183,7 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         self._inbox = bytearray()
         # More of the inbox is cut in the loop's next turn; until then nothing is read.
         self._cut_planned = self._paused = False
+        self.muted = Muted()
         # What came with one read; the bus sends all descriptors of a message at once.
         self._inbox_fds: deque[_Rights] = deque()
 
@@ -232,14 +236,14 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
 
     def _cut_messages(self) -> None:
         self._cut_planned = False
-        inbox, start, left = self._inbox, 0, _MESSAGES_AT_ONCE
+        inbox, start, left = self._inbox, 0, float(_MESSAGES_AT_ONCE)
+        muted = bool(self.muted)
         while len(inbox) - start >= 16 and not self.lost:
-            if not left:
+            if left <= 0:
                 # What is under way gets its turn before more is taken in: whoever sends many
                 # must not keep the loop from those who sent one.
                 self._pause()
                 break
-            left -= 1
             try:
                 size = message.size(inbox, start)
             except ValueError as error:
@@ -249,6 +253,10 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
                 break
             raw = bytes(memoryview(inbox)[start : start + size])
             start += size
+            if muted and self.muted.drops(raw):
+                left -= _DROPPED_COSTS
+                continue
+            left -= 1
             try:
                 self._one_message(raw)
             except Exception as error:  # noqa: BLE001 -- handed on with its traceback

@@ -19,14 +19,15 @@ ROWS = (
     "user.acquire.p99",
     "flood.calls.p50",
     "flood.calls.p99",
-    "flood.silent.p99",
+    "flood.silent.bus.p50",
+    "flood.silent.ping.p50",
 )
 _ROUNDS = 5
 
 
 async def rows(setting: Setting) -> list[Row]:
     """Measure Acquire and Release of a user who is alone, and beside a flood."""
-    idle, calls, silent = Rounds(), Rounds(), Rounds()
+    idle, calls, bus, ping = Rounds(), Rounds(), Rounds(), Rounds()
     times = setting.amount(300, 60)
     async with serving(setting.caller, make_daemon(setting.folder / "fairness")):
         user = await Caller.open_as(BEN)
@@ -37,7 +38,8 @@ async def rows(setting: Setting) -> list[Row]:
                 async with _flood("calls"):
                     calls.add(await _one_round(setting, user, times))
                 async with _flood("silent"):
-                    silent.add(await _one_round(setting, user, times))
+                    bus.add(await one_by_one([user.ask_bus] * times))
+                    ping.add(await one_by_one([partial(user.ping, "")] * times))
         finally:
             await user.close()
     flood = "4 connections with 64 calls under way each"
@@ -65,11 +67,18 @@ async def rows(setting: Setting) -> list[Row]:
             Bar(5.0),
         ),
         Row(
-            "flood.silent.p99",
-            "the same beside calls that want no answer, as many as the bus takes",
-            silent.p99,
+            "flood.silent.bus.p50",
+            "the bus answers, beside as many calls to svirtd that want no answer as it takes",
+            bus.p50,
             "µs",
-            idle.p99,
+        ),
+        Row(
+            "flood.silent.ping.p50",
+            "svirtd answers beside the same; floor: flood.silent.bus.p50",
+            ping.p50,
+            "µs",
+            bus.p50,
+            Bar(5.0),
         ),
     ]
 

@@ -98,6 +98,10 @@ class Caller:
         """Have svirtd answer without doing anything."""
         await self.call(NAME, ROOT, "org.freedesktop.DBus.Peer", "Ping", "", [])
 
+    async def ask_bus(self) -> None:
+        """Have the bus itself answer."""
+        await self.call(_BUS, _BUS_PATH, _BUS, "GetId", "", [])
+
     async def acquire(self, name: str, disks: Sequence[Path] = ()) -> None:
         """Acquire a VM with these disks, each for itself alone."""
         body = [name, _resources(disks), {}]

@@ -67,3 +67,35 @@ def test_whoever_is_cancelled_gives_the_turn_back() -> None:
         assert calls.turns._users == {}
 
     asyncio.run(work())
+
+
+def test_who_fills_the_limit_on_all_keeps_nobody_out() -> None:
+    limits = Limits(
+        pending_calls=4,
+        pending_calls_per_sender=3,
+        pending_calls_per_user=100,
+        calls_at_once_per_user=1,
+    )
+
+    async def work() -> None:
+        turns = Turns(lambda: limits)
+        assert turns.idle.is_set()
+        for _ in range(3):
+            turns.admit(":1.1", 1000)
+        with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls-per-sender = 3"):
+            turns.admit(":1.1", 1000)
+        turns.admit(":1.2", 1000)
+        # First calls come through, also of connections that nobody knows whose they are.
+        for sender, uid in ((":1.3", 1000), (":1.4", None)):
+            turns.admit(sender, uid)
+            with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls = 4"):
+                turns.admit(sender, uid)
+        turns.admit(":1.5", 0)
+        turns.admit(":1.5", 0)
+        for sender in (*[":1.1"] * 3, ":1.2", ":1.3", ":1.4", ":1.5", ":1.5"):
+            assert not turns.idle.is_set()
+            turns.leave(sender)
+        assert turns.idle.is_set()
+        assert not turns._senders
+
+    asyncio.run(work())
