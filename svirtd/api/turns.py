@@ -46,7 +46,7 @@ class Turns:
             )
         if uid is not None:
             self._refuse_too_many(uid)
-        # Those who fill what is for all must not keep the others out: root, and the first calls of a
+        # Those who fill what is for all must not keep others out: root, and the first calls of a
         # connection, since whose it is is known a moment later only.
         passes = uid == _ROOT or self._senders[sender] < limits.calls_at_once_per_user
         if self._senders.total() >= limits.pending_calls and not passes:
