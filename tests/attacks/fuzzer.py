@@ -95,10 +95,7 @@ async def into_the_parser(folder: Path, bounds: Bounds) -> tuple[Counter[str], J
     await service.settle()
     counts["answered"] += service.answers
     # It must have stayed a service.
-    answered = service.answers
-    await service.feed(Maker(0).ping().encode(7, SENDER))
-    await service.settle()
-    assert service.answers == answered + 1
+    assert await service.answers_to(maker.ping().encode(7, SENDER))
     after = _standing()
     service.close()
     return counts, journal, [now - then for now, then in zip(after, before, strict=True)]

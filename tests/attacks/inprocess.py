@@ -25,6 +25,7 @@ from svirtd.host.bus import Connection, Message, Variant, method_return
 SENDER: Final = ":1.4711"
 _UID: Final = 65534
 _READ_BYTES: Final = 1 << 20
+_DEADLINE_S: Final = 30.0
 
 
 class _Closed:
@@ -70,6 +71,7 @@ class Service:
         self._bus: socket.socket | None = None
         self._lock = asyncio.Lock()
         self._inbox = bytearray()
+        self._outbox = bytearray()
 
     async def open(self, folder: Path) -> None:
         """Connect as the daemon does."""
@@ -91,7 +93,10 @@ class Service:
         while not opening.done():
             await self.turn()
         self.connection = opening.result()
-        self._router(self.connection)
+        serving = asyncio.ensure_future(self._router(self.connection).open())
+        while not serving.done():
+            await self.turn()
+        serving.result()
 
     @property
     def lost(self) -> bool:
@@ -100,21 +105,18 @@ class Service:
 
     async def feed(self, raw: bytes) -> None:
         """Have the daemon read bytes, and take in what it answers."""
-        assert self._bus is not None
-        view = memoryview(raw)
-        while view and not self.lost:
-            try:
-                view = view[self._bus.send(view) :]
-            except BlockingIOError:
-                pass
-            except (BrokenPipeError, ConnectionResetError):
-                return
+        self._outbox += raw
+        while self._outbox and not self.lost:
             await self.turn()
 
     async def turn(self) -> None:
         """Let the daemon work, and answer what it asks the bus."""
         await asyncio.sleep(0)
         assert self._bus is not None
+        # In turn, whole messages each: an answer does not come in the middle of a call.
+        with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+            if self._outbox:
+                del self._outbox[: self._bus.send(self._outbox)]
         try:
             data = self._bus.recv(_READ_BYTES)
         except (BlockingIOError, ConnectionResetError):
@@ -133,11 +135,22 @@ class Service:
             del self._inbox[:size]
 
     async def settle(self) -> None:
-        """Wait until nothing is under way any more."""
-        while self._tasks:
-            await self.turn()
+        """Wait until nothing is under way any more, and nothing waits to be taken in."""
+        assert self.connection is not None
+        async with asyncio.timeout(_DEADLINE_S):
+            while self._tasks or (self.connection._wire._paused and not self.lost):
+                await self.turn()
         for _ in range(5):
             await self.turn()
+
+    async def answers_to(self, call: bytes) -> bool:
+        """Say whether a call is answered."""
+        before = self.answers
+        await self.feed(call)
+        async with asyncio.timeout(_DEADLINE_S):
+            while self.answers == before and not self.lost:
+                await self.turn()
+        return self.answers == before + 1
 
     async def abandon(self) -> None:
         """End both ends, and what waits for an answer of the bus."""
@@ -152,7 +165,7 @@ class Service:
             self._bus.close()
         self._inbox.clear()
 
-    def _router(self, bus: Connection) -> None:
+    def _router(self, bus: Connection) -> Router:
         parts: Any = [_Closed() for _ in inspect.signature(Objects).parameters]
         objects = Objects(*parts)
         objects._doors = _Doors()  # type: ignore[assignment]
@@ -161,7 +174,7 @@ class Service:
             "limits": Limits, "spawn": self._spawn,
         }  # fmt: skip
         parameters = list(inspect.signature(Router).parameters)
-        Router(**{name: taken.get(name, _Closed()) for name in parameters})
+        return Router(**{name: taken.get(name, _Closed()) for name in parameters})
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)
@@ -191,9 +204,7 @@ class Service:
         reply = method_return(call, signature, body, [])
         reply.serial = 1
         reply.sender = "org.freedesktop.DBus"
-        assert self._bus is not None
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._bus.send(message.encode(reply))
+        self._outbox += message.encode(reply)
 
     async def _line(self) -> bytes:
         assert self._bus is not None
