@@ -48,6 +48,8 @@ class Limits:
     command_bytes: int = 131_072
     listed_vms: int = 10_000
     dialogs_per_user: int = 3
+    pending_bytes: int = 67_108_864
+    pending_bytes_per_user: int = 8_388_608
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,11 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
     ("limits", "pending-calls-per-sender"): ("pending_calls_per_sender", _number(1, 1_000_000)),
     ("limits", "pending-calls-per-user"): ("pending_calls_per_user", _number(1, 1_000_000)),
+    ("limits", "pending-bytes"): ("pending_bytes", _number(1, 1_000_000_000)),
+    ("limits", "pending-bytes-per-user"): (
+        "pending_bytes_per_user",
+        _number(1, 1_000_000_000),
+    ),
     ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
     ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
     ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),

@@ -57,10 +57,13 @@ from svirtd.host.bus import (
     Variant,
     error_reply,
     method_return,
+    read_body,
 )
 from svirtd.host.journal import Journal
 from svirtd.host.scarcity import scarcity
 
+_VALUES_MIN: Final = 10_000
+_VALUES_OF_A_RESOURCE: Final = 128
 _INTERNAL: Final = "internal error; the system log has the details (journalctl -u svirtd)"
 
 
@@ -81,6 +84,7 @@ class Router:
         self._contract = contract
         self._journal = journal
         self._spawn = spawn
+        self._limits = limits
         self._turns = Turns(limits)
         self._refusals = Refusals(journal)
         self._stopping = False
@@ -95,7 +99,7 @@ class Router:
     async def open(self) -> None:
         """Answer calls from now on."""
         await self._callers.open()
-        self._bus.handle_methods(self._on_call)
+        self._bus.handle_methods(self._on_call, read=False)
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new calls and wait for those under way; False if some did not end in time."""
@@ -112,7 +116,7 @@ class Router:
     def _on_call(self, msg: Message) -> None:
         try:
             self._refuse_unread(msg)
-            self._turns.admit(msg.sender, self._callers.uid(msg.sender))
+            self._turns.admit(msg.sender, self._callers.uid(msg.sender), len(msg.raw))
         except SvirtError as refusal:
             if isinstance(refusal, LimitsExceeded) and msg.flags & MessageFlag.NO_REPLY_EXPECTED:
                 # Whoever does not wait for answers is not held back by this one.
@@ -130,11 +134,12 @@ class Router:
                 "files by path"
             )
         if msg.unread:
-            raise LimitsExceeded(f"the message was not read: {msg.unread}")
+            raise _unread(msg.unread)
         if self._stopping:
             raise Failed("svirtd is stopping; try again when it is back")
 
     async def _serve(self, msg: Message) -> None:
+        size = len(msg.raw)
         try:
             # Answering is inside: a value that cannot be sent must not leave the caller waiting.
             self._reply(msg, await self._answer(msg))
@@ -150,7 +155,7 @@ class Router:
             self._reply_error(msg, refusal)
         finally:
             self._close_fds(msg)
-            self._turns.leave(msg.sender)
+            self._turns.leave(msg.sender, size)
 
     async def _answer(self, msg: Message) -> Reply:
         vm_name, job = self._object(msg.path)
@@ -164,9 +169,18 @@ class Router:
         caller = await self._callers.of(msg.sender)
         if msg.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION:
             caller = replace(caller, interactive=True)
-        call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
-        async with self._turns.turn(caller.uid):
+        async with self._turns.turn(caller.uid, len(msg.raw)):
+            try:
+                read_body(msg, self._values_max())
+            except ValueError as error:
+                raise _unread(str(error)) from error
+            call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
             return await self._handle(msg, interface, call)
+
+    def _values_max(self) -> int:
+        """What the limits let a call have, with room to be refused in better words."""
+        limits = self._limits()
+        return _VALUES_MIN + limits.command_bytes + _VALUES_OF_A_RESOURCE * limits.resources
 
     async def _handle(self, msg: Message, interface: Interface, call: Call) -> Reply:
         try:
@@ -315,6 +329,10 @@ class Router:
         for fd in msg.unix_fds:
             os.close(fd)
         msg.unix_fds = []
+
+
+def _unread(why: str) -> LimitsExceeded:
+    return LimitsExceeded(f"the message was not read: {why}")
 
 
 __all__ = ["INTROSPECTABLE", "OBJECT_MANAGER", "Router"]

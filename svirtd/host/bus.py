@@ -15,7 +15,7 @@ from dbus_next.introspection import Node
 
 from svirtd.core.model import Caller
 from svirtd.host.marshal import Variant
-from svirtd.host.message import MESSAGE_MAX, Message
+from svirtd.host.message import MESSAGE_MAX, Message, read_body
 from svirtd.host.transport import BusLost, Wire
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "error_reply",
     "method_return",
     "parse_introspection",
+    "read_body",
 ]
 
 BUS: Final = "org.freedesktop.DBus"
@@ -62,6 +63,7 @@ class Connection:
         self._wire = wire
         self._pending: dict[int, asyncio.Future[Message]] = {}
         self._method_handler: Callable[[Message], None] | None = None
+        self._read_calls = True
         # By interface, member, path and first argument; the last two empty where any will do.
         self._signals: dict[tuple[str, str, str, str], list[tuple[str, SignalHandler]]] = {}
         # By well-known name; None until the bus has told.
@@ -123,9 +125,12 @@ class Connection:
         """Drop calls of a sender that want no answer, for a moment: it floods us."""
         self._wire.muted.add(sender)
 
-    def handle_methods(self, handler: Callable[[Message], None]) -> None:
-        """Let `handler` have every incoming method call."""
-        self._method_handler = handler
+    def handle_methods(self, handler: Callable[[Message], None], *, read: bool = True) -> None:
+        """Let `handler` have every incoming method call.
+
+        Without `read` it reads their bodies itself, with read_body(), once it knows whose they are.
+        """
+        self._method_handler, self._read_calls = handler, read
 
     def send(self, msg: Message) -> None:
         """Queue a message; its descriptors are duplicated, the caller keeps its own.
@@ -292,6 +297,11 @@ class Connection:
     def _on_message(self, msg: Message) -> None:
         match msg.message_type:
             case MessageType.METHOD_CALL if self._method_handler is not None:
+                if self._read_calls:
+                    try:
+                        read_body(msg)
+                    except ValueError as error:
+                        msg.unread = str(error)
                 self._method_handler(msg)
                 return
             case MessageType.METHOD_RETURN | MessageType.ERROR:

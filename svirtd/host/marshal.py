@@ -198,11 +198,18 @@ def _write_bytes(out: bytearray, value: bytes) -> None:
 # -- reading ---------------------------------------------------------------------------------
 
 
+# A few bytes make a dictionary of hundreds in memory, which takes as long to read as some texts.
+_ENTRY_COSTS: Final = 8
+UNBOUNDED: Final = 1 << 62
+
+
 class Reading:
     """What reads values in one byte order: every sender chooses its own."""
 
     def __init__(self, order: str) -> None:
         self.u32 = struct.Struct(order + "I")
+        # What is left of what reading one body may make: set before it is read.
+        self.left = UNBOUNDED
         self._numbers = {
             kind: struct.Struct(order + form.format[1:]) for kind, form in _NUMBERS.items()
         }
@@ -284,6 +291,7 @@ class Reading:
                 at, end = bounds(raw, at)
                 values = {}
                 while at < end:
+                    self._pay(_ENTRY_COSTS)
                     key, at = read_key(raw, (at + 7) & ~7)
                     values[key], at = read_value(raw, at)
                 return values, at
@@ -295,11 +303,17 @@ class Reading:
             at, end = bounds(raw, at)
             values = []
             while at < end:
+                self._pay(1)
                 value, at = read_one(raw, at)
                 values.append(value)
             return values, at
 
         return read_list
+
+    def _pay(self, cost: int) -> None:
+        self.left -= cost
+        if self.left < 0:
+            raise ValueError("more values than any call has")
 
 
 READING: Final = {ord("l"): Reading("<"), ord("B"): Reading(">")}

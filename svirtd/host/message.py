@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from dbus_next.constants import MessageFlag, MessageType
 
-from svirtd.host.marshal import PAD, READING, U32, encoders, signature_bytes
+from svirtd.host.marshal import PAD, READING, U32, UNBOUNDED, encoders, signature_bytes
 
 # The specification's ceiling, in bytes.
 MESSAGE_MAX: Final = 128 * 1024 * 1024
@@ -40,8 +40,9 @@ _KINDS: Final = {code: kind for code, (_, kind) in _FIELDS.items()} | {5: "u", 8
 class Message:
     """One D-Bus message; a header field that is absent is "" or 0. `unix_fds` belong to it.
 
-    `unread` says why the body of a method call was not read; it is empty then. With `fds_lost` it
-    came with descriptors that the kernel did not let us have; body and descriptors are empty then.
+    `raw` is a method call whose body is not read yet: see read_body. `unread` says why it was not
+    read, and will not be. With `fds_lost` it came with descriptors that the kernel did not let us
+    have; body and descriptors are empty then.
     """
 
     message_type: MessageType = MessageType.METHOD_CALL
@@ -56,6 +57,8 @@ class Message:
     reply_serial: int = 0
     serial: int = 0
     flags: MessageFlag = MessageFlag.NONE
+    raw: bytes = b""
+    body_at: int = 0
     unread: str = ""
     fds_lost: bool = False
     unix_fds: list[int] = field(default_factory=list)
@@ -135,9 +138,20 @@ def decode_header(raw: bytes) -> tuple[Message, int, int]:
         raise ValueError(f"broken header: {error}") from error
 
 
-def decode_body(raw: bytes, at: int, msg: Message) -> None:
+def read_body(msg: Message, values_max: int = UNBOUNDED) -> None:
+    """Read the body of a method call. Raises ValueError, also for one of more values than that.
+
+    An entry of a dictionary counts as some elements of an array.
+    """
+    raw, msg.raw = msg.raw, b""
+    if raw:
+        decode_body(raw, msg.body_at, msg, values_max)
+
+
+def decode_body(raw: bytes, at: int, msg: Message, values_max: int = UNBOUNDED) -> None:
     """Read the body that begins at `at` into the message. Raises ValueError."""
     try:
+        READING[raw[0]].left = values_max
         for read in READING[raw[0]].decoders(msg.signature):
             value, at = read(raw, at)
             msg.body.append(value)

@@ -316,11 +316,13 @@ class Wire(MessageBus):  # type: ignore[misc]  # dbus-next carries no types
         return True
 
     def _read_body(self, raw: bytes, at: int, msg: Message) -> None:
-        """Read the body; a method call whose body is not read says so in `unread`."""
-        is_call = msg.message_type is MessageType.METHOD_CALL
-        # Reading takes memory and time before anybody could ask who the sender is.
-        if is_call and len(raw) > self.call_max_bytes:
-            msg.unread = f"a call of {len(raw)} bytes; at most {self.call_max_bytes} are read"
+        """Read the body, but that of a method call, which takes memory and time: whoever handles
+        it reads it once it is known who the sender is, and that his turn has come."""
+        if msg.message_type is MessageType.METHOD_CALL:
+            if len(raw) > self.call_max_bytes:
+                msg.unread = f"a call of {len(raw)} bytes; at most {self.call_max_bytes} are read"
+            else:
+                msg.raw, msg.body_at = raw, at
             return
         try:
             message.decode_body(raw, at, msg)

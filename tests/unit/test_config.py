@@ -140,6 +140,8 @@ calls-at-once-per-user = 9
 command-bytes = 10
 listed-vms = 11
 dialogs-per-user = 12
+pending-bytes = 13
+pending-bytes-per-user = 14
 [polkit]
 dialog-timeout = 60
 """
@@ -168,7 +170,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         drift_repair=False,
         drift_interval_s=10,
         dialog_timeout_s=60,
-        limits=Limits(*range(1, 13)),
+        limits=Limits(*range(1, 15)),
     )
     assert read.shape.private == tuple(range(1, 9))
     assert read.group_categories == {20}

@@ -185,3 +185,24 @@ def test_a_text_with_nul_is_not_read() -> None:
 def test_a_header_field_of_another_type_is_not_read(code: int) -> None:
     with pytest.raises(ValueError, match=f"header field {code} of type 'y'"):
         message.decode_header(_header(code, "y", b"\1"))
+
+
+def test_a_call_may_have_so_many_values() -> None:
+    """A few megabytes can be millions of values: reading stops before they take the memory."""
+    many: list[dict[str, Variant]] = [{} for _ in range(1000)]
+    entries = {str(number): Variant("u", number) for number in range(100)}
+    cases: list[tuple[str, Any, int]] = [("aa{sv}", many, 1000), ("a{sv}", entries, 800)]
+    for signature, body, cost in cases:
+        raw = message.encode(Message(path="/", member="M", signature=signature, body=[body]))
+        for allowed, fits in ((cost, True), (cost - 1, False)):
+            found, at, _ = message.decode_header(raw)
+            found.raw, found.body_at = raw, at
+            if fits:
+                message.read_body(found, allowed)
+                assert found.body == [body]
+                assert found.raw == b""
+                continue
+            with pytest.raises(ValueError, match="more values than any call has"):
+                message.read_body(found, allowed)
+        # Of what is no call there is no bound, whatever was read before.
+        assert decode(raw)[0].body == [body]
