@@ -52,6 +52,7 @@ from svirtd.host.bus import BusError, BusLost, Connection
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.kernel import Kernel
 from svirtd.host.machined import Machined
+from svirtd.host.opener import Opener, beside_opener
 from svirtd.host.systemd import Systemd
 
 # Far above what the limits on resources and commands let through, far below what would hurt.
@@ -136,18 +137,16 @@ def _give_up(journal: Journal, why: str, code: int) -> int:
 
 def _run(config: Config, config_path: str | None, journal: Journal) -> None:
     kernel = Kernel()
-    contexts = base_contexts(kernel, config)
-    enforcement = Enforcement(kernel, config, contexts)
-    enforcement.check_start()
-    store = keeper.open_book(config, journal)
-    try:
-        text = PoolText(config.private, config.groups, config.reserved, config.private_size)
-        shape = config.shape
-        permutation = store.now(lambda db: pool.prepare(db, text, shape))
-        daemon = _Daemon(config, config_path, journal)
-        asyncio.run(daemon.serve(kernel, enforcement, contexts, store, shape, permutation))
-    finally:
-        keeper.close_book(store, journal)
+    with beside_opener(kernel) as opener:
+        contexts = base_contexts(kernel, config)
+        enforcement = Enforcement(kernel, config, contexts)
+        enforcement.check_start()
+        with keeper.book(config, journal) as store:
+            text = PoolText(config.private, config.groups, config.reserved, config.private_size)
+            shape = config.shape
+            order = store.now(lambda db: pool.prepare(db, text, shape))
+            daemon = _Daemon(config, config_path, journal)
+            asyncio.run(daemon.serve(kernel, opener, enforcement, contexts, store, shape, order))
 
 
 class _Daemon:
@@ -163,6 +162,7 @@ class _Daemon:
     async def serve(
         self,
         kernel: Kernel,
+        opener: Opener,
         enforcement: Enforcement,
         contexts: Contexts,
         store: Store,
@@ -185,6 +185,7 @@ class _Daemon:
                 contexts=contexts,
                 enforcement=enforcement,
                 kernel=kernel,
+                opener=opener,
                 bus=bus,
                 bus_id=bus_id,
                 systemd=Systemd(bus, lambda: self._doors.config.answer_timeout_s),
@@ -264,6 +265,7 @@ class _Daemon:
             asyncio.ensure_future(work)
             for work in (
                 self._lost(bus),
+                doors.opener.lost(),
                 self._watch(bus),
                 self._tell(),
                 self._again(quarantine, verify, watch),

@@ -102,6 +102,12 @@ def reach(point: Point) -> None:
     _reach(point)
 
 
+def disarm() -> None:
+    """Have none of the points do anything, in a process that a daemon has forked for itself."""
+    global _reach  # noqa: PLW0603 -- one process, one set of points
+    _reach = _nothing
+
+
 def arm(environment: Mapping[str, str]) -> None:
     """Have the points do what the environment says. ValueError for what is not understood."""
     global _reach  # noqa: PLW0603 -- one process, one set of points

@@ -9,6 +9,7 @@ from svirtd.core.model import (
     Access,
     Command,
     Lifetime,
+    Override,
     Request,
     ResourceRequest,
 )
@@ -42,6 +43,7 @@ _PROPERTIES: Final[Mapping[str, tuple[str, int, int]]] = {
 }
 _ACCESSES: Final = {access.value: access for access in Access}
 _LIFETIMES: Final = {lifetime.value: lifetime for lifetime in Lifetime}
+_OVERRIDES: Final = {override.value: override for override in Override}
 _DESCRIPTION_MAX: Final = 256
 _CPUS_MAX_BYTES: Final = 1024
 
@@ -60,6 +62,7 @@ _ACQUIRE: Final[Mapping[str, str]] = {
     "goal": "s",
     "persistent": "b",
     "lifetime": "s",
+    "override": "as",
 }
 _LAUNCH: Final[Mapping[str, str]] = {
     **_ACQUIRE,
@@ -153,7 +156,17 @@ def _request(
         uuid=check_uuid(uuid) if uuid else "",
         persistent=given.get("persistent", False),
         lifetime=_LIFETIMES[lifetime],
+        overrides=_overrides(given.get("override", ())),
     )
+
+
+def _overrides(names: Sequence[str]) -> frozenset[Override]:
+    for name in names:
+        if name not in _OVERRIDES:
+            raise InvalidArgs(
+                f"options: override {shown(name[:32])}; expected {_choice(_OVERRIDES)}"
+            )
+    return frozenset(_OVERRIDES[name] for name in names)
 
 
 def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest:

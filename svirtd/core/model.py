@@ -33,6 +33,13 @@ class Lifetime(enum.StrEnum):
     CALLER = "caller"
 
 
+class Override(enum.StrEnum):
+    """A rule about objects that a request may have lifted, by whoever may do that."""
+
+    OWNER = "owner"
+    LINKS = "links"
+
+
 class Mode(enum.StrEnum):
     """What the kernel does with labels."""
 
@@ -114,6 +121,7 @@ class Request:
     uuid: str
     persistent: bool
     lifetime: Lifetime
+    overrides: frozenset[Override]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An opened object as it was found: identity, kind, links and label.
+    """An opened object as it was found: identity, kind, links, label, owner, and where it lies.
 
     `path` is the daemon's own name for it, under which it can be found again; `label` is None
     where the object carries none.
@@ -143,6 +151,8 @@ class Seen:
     links: int
     setid: bool
     label: str | None
+    owner_uid: int
+    file_system: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,16 +2,28 @@
 """Request and snapshot in, plan out: what will be labelled and what is refused. Pure.
 
 This is the one place that decides whether an object may be labelled for a VM. The order of the
-rules is part of the contract: who holds an object is said before what is wrong with it.
+rules is part of the contract: whose an object is comes first, and who holds it is said before what
+is wrong with it.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from svirtd.core.filesystems import problem
 from svirtd.core.goals import Goal, resource_context
 from svirtd.core.mcs import Context, format_categories, parse_context
-from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot, Step
+from svirtd.core.model import (
+    Access,
+    Contexts,
+    Hold,
+    Identity,
+    Kind,
+    Override,
+    Seen,
+    Snapshot,
+    Step,
+)
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused, SvirtError
 
@@ -29,6 +41,14 @@ class Rules:
     relabel_from: frozenset[str]
     private: frozenset[int]
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """For whom a plan is made, and which rules somebody has lifted for it who may."""
+
+    uid: int
+    overrides: frozenset[Override]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +82,13 @@ class Plan:
 
 def plan(
     vm_id: str,
-    caller_uid: int,
     seen: Sequence[Seen],
     snapshot: Snapshot,
     contexts: Contexts,
     pair: frozenset[int],
     goal: Goal,
     rules: Rules,
+    asker: Asker,
 ) -> Plan:
     """Decide about each resource of a request.
 
@@ -80,7 +100,7 @@ def plan(
     holds = snapshot.holds
     return Plan(
         tuple(
-            _decide(vm_id, caller_uid, one, holds.get(one.identity, ()), targets, goal, rules)
+            _decide(vm_id, one, holds.get(one.identity, ()), targets, goal, rules, asker)
             for one in seen
         )
     )
@@ -98,12 +118,12 @@ def _refuse_duplicates(seen: Sequence[Seen]) -> None:
 
 def _decide(
     vm_id: str,
-    caller_uid: int,
     seen: Seen,
     holds: Sequence[Hold],
     targets: dict[Access, str],
     goal: Goal,
     rules: Rules,
+    asker: Asker,
 ) -> Decision:
     target = targets[seen.access]
     try:
@@ -111,14 +131,19 @@ def _decide(
             raise ResourceRefused(
                 f"{seen.named}: goal {goal.name!r} does not allow access {seen.access.value!r}"
             )
+        _refuse_owner(seen, asker)
         if holds:
-            _refuse_conflict(vm_id, caller_uid, seen, holds)
+            _refuse_conflict(vm_id, asker.uid, seen, holds)
             # Shared with earlier public holders: the label stays, the original is the first one's.
-            _refuse_foreign_change(caller_uid, seen, holds[0])
+            _refuse_foreign_change(asker.uid, seen, holds[0])
             # By today's configuration it might be another label: the last holder looks for the one
             # that is there, and gives the original back only from that.
             return Decision(seen, holds[0].label, holds[0].original, None, None)
-        _refuse_kind(seen)
+        refuse_kind(seen.named, seen.kind)
+        _refuse_links(seen, asker)
+        refuse_deleted(seen.named, seen.links)
+        _refuse_setid(seen)
+        _refuse_file_system(seen)
         _refuse_type(seen, rules)
         _refuse_private_set(seen, rules)
     except SvirtError as error:
@@ -162,30 +187,62 @@ def _refuse_foreign_change(caller_uid: int, seen: Seen, hold: Hold) -> None:
         )
 
 
-def _refuse_kind(seen: Seen) -> None:
-    if seen.kind is Kind.DIRECTORY:
+def refuse_kind(named: str, kind: Kind) -> None:
+    """Refuse what is neither a file nor a block device."""
+    if kind is Kind.DIRECTORY:
         raise ResourceRefused(
-            f"{seen.named} is a directory; directory trees are not supported by this version: "
+            f"{named} is a directory; directory trees are not supported by this version: "
             "name the files in it"
         )
-    if seen.kind not in (Kind.FILE, Kind.BLOCK):
+    if kind not in (Kind.FILE, Kind.BLOCK):
         raise ResourceRefused(
-            f"{seen.named} is a {seen.kind.value}; only files and block devices are labelled"
+            f"{named} is a {kind.value}; only files and block devices are labelled"
         )
-    if seen.links > 1 and seen.kind is Kind.FILE:
+
+
+def _refuse_links(seen: Seen, asker: Asker) -> None:
+    if seen.links > 1 and seen.kind is Kind.FILE and Override.LINKS not in asker.overrides:
         # Another name of the file may lie where its owner, or a service, expects the old label.
         raise ResourceRefused(
             f"{seen.named} has {seen.links} hard links; a file with other names is not relabelled: "
-            "make a copy"
+            "make a copy, or have the rule lifted (override 'links') by whoever may use any file"
         )
-    if seen.links == 0:
+
+
+def refuse_deleted(named: str, links: int) -> None:
+    """Refuse what no name is left of."""
+    if links == 0:
         raise ResourceRefused(
-            f"{seen.named} is deleted; its label could not be given back: use a file with a name"
+            f"{named} is deleted; its label could not be given back: use a file with a name"
         )
+
+
+def _refuse_setid(seen: Seen) -> None:
     if seen.setid:
         raise ResourceRefused(
             f"{seen.named} is a setuid or setgid file; such files are never labelled"
         )
+
+
+def _refuse_owner(seen: Seen, asker: Asker) -> None:
+    """Being able to write a file is not enough: its label decides who else can use it.
+
+    Root is whoever owns a file, by CAP_FOWNER. Said first: who holds a file, and what it carries,
+    is its owner's to know.
+    """
+    if asker.uid and seen.owner_uid != asker.uid and Override.OWNER not in asker.overrides:
+        raise ResourceRefused(
+            f"{seen.named} belongs to uid {seen.owner_uid}, and you are uid {asker.uid}; only its "
+            "owner may have a file labelled: make a copy, or have the rule lifted (override "
+            "'owner') by whoever may use any file"
+        )
+
+
+def _refuse_file_system(seen: Seen) -> None:
+    """Only where a label stays, and where the kernel itself answers; for root as well."""
+    found = problem(seen.file_system)
+    if found:
+        raise ResourceRefused(f"{seen.named} is {found}")
 
 
 @functools.lru_cache(256)

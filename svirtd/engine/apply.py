@@ -18,8 +18,8 @@ from svirtd.core.model import VM, Finding, FindingKind, Identity, Look, Step
 from svirtd.errors import LabelRefused, ResourceRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import files
-from svirtd.host.files import Opened
 from svirtd.host.kernel import Kernel, NoLabels
+from svirtd.host.opening import Opened
 
 _MISSING: Final = "nothing is at this path any more"
 _REPLACED: Final = "another file is at this path now"

@@ -21,6 +21,7 @@ from svirtd.host.bus import Connection
 from svirtd.host.journal import Journal
 from svirtd.host.kernel import Kernel
 from svirtd.host.machined import Machined
+from svirtd.host.opener import Opener
 from svirtd.host.systemd import Systemd
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ class Doors:
     contexts: Contexts
     enforcement: Enforcement
     kernel: Kernel
+    opener: Opener
     bus: Connection
     bus_id: str
     systemd: Systemd

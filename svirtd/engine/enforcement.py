@@ -14,6 +14,7 @@ from svirtd.core.model import Contexts, Mode, Standing
 from svirtd.engine.events import Events
 from svirtd.engine.object_manager import CLASS
 from svirtd.errors import LabelRefused, NotEnforcing, StartError
+from svirtd.host.credentials import CAP_SYS_ADMIN, may
 from svirtd.host.kernel import Kernel, Status
 
 _LOOK_S: Final = 1.0
@@ -84,6 +85,12 @@ class Enforcement:
                 f"SELinux is {standing.mode.value} on this host and [selinux] require = "
                 f'"{self._require}": labels would keep nothing apart. Boot with SELinux enforcing, '
                 'or set require = "none" to have labels written without protection'
+            )
+        if standing.mode is Mode.DISABLED and not may(CAP_SYS_ADMIN):
+            raise StartError(
+                "this kernel has no SELinux, and labels are written by CAP_SYS_ADMIN there, which "
+                "svirtd.service does not give: add a drop-in with CapabilityBoundingSet="
+                "CAP_SYS_ADMIN (systemctl edit svirtd)"
             )
         if standing.problem and self._require != "none":
             raise StartError(

@@ -28,7 +28,7 @@ from svirtd.core.model import (
     State,
     Step,
 )
-from svirtd.core.plan import Plan, plan
+from svirtd.core.plan import Asker, Plan, plan
 from svirtd.core.pool import RankTaken
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
@@ -214,8 +214,9 @@ def _decide(
             lifetime=request.lifetime,
             caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
         )
+    asker = Asker(caller.uid, request.overrides)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
-    return vm, plan(vm.id, caller.uid, seen, snapshot, doors.contexts, pair, goal, doors.rules)
+    return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules, asker)
 
 
 class Conflict(Exception):

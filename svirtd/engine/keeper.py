@@ -9,6 +9,8 @@ it moves the book aside, or finds it sound and serves: it does not go round in c
 """
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -38,6 +40,16 @@ def open_book(config: Config, journal: Journal) -> Store:
         )
 
     return Store.open(config.registry_path, group_commit=config.group_commit, replaced=replaced)
+
+
+@contextlib.contextmanager
+def book(config: Config, journal: Journal) -> Iterator[Store]:
+    """Keep the book open for what is inside. Raises as open_book."""
+    store = open_book(config, journal)
+    try:
+        yield store
+    finally:
+        close_book(store, journal)
 
 
 def close_book(store: Store, journal: Journal) -> None:

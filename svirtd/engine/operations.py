@@ -26,8 +26,8 @@ from svirtd.engine.units import Units
 from svirtd.errors import Drift, LimitsExceeded, NoSuchVM
 from svirtd.failpoints import Point, reach
 from svirtd.host import processes, runtime
-from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId, Priority
+from svirtd.host.opening import Opened
 
 
 class Operations:

@@ -11,8 +11,8 @@ from svirtd.core.names import shown
 from svirtd.engine.authorize import Action, sees
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
+from svirtd.engine.openings import Openings
 from svirtd.errors import InvalidArgs, LimitsExceeded, NoSuchVM
-from svirtd.host import files
 
 # Private sets that one set of categories may contain before FindOwners gives up.
 _SETS_MAX = 1024
@@ -23,6 +23,7 @@ class Queries:
 
     def __init__(self, doors: Doors) -> None:
         self._doors = doors
+        self._openings = Openings(doors)
 
     async def vm(self, caller: Caller, name: str) -> Entry:
         """Return the VM of this name with what it holds."""
@@ -116,9 +117,7 @@ class Queries:
         return await doors.store.read(lambda db: registry.vm_by_rank(db, rank))
 
     async def _owners_of_path(self, caller: Caller, path: str) -> list[tuple[VM, Hold | None]]:
-        identity = None
-        if caller.uid == 0:
-            identity = await self._doors.in_file_thread(files.identity_of, path)
+        identity = await self._openings.identity(caller, path)
 
         def look(db: Database) -> list[tuple[VM, Hold]]:
             if identity is not None:

@@ -22,6 +22,7 @@ from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
+from svirtd.engine.openings import Held, Openings
 from svirtd.engine.operations import Operations, vm_named
 from svirtd.engine.units import Units
 from svirtd.errors import (
@@ -31,11 +32,11 @@ from svirtd.errors import (
     UnitStuck,
 )
 from svirtd.failpoints import Point, reach
-from svirtd.host import files, runtime
+from svirtd.host import credentials, opening, runtime
 from svirtd.host.bus import BusError, BusLost
-from svirtd.host.files import Opened
 from svirtd.host.journal import MessageId
 from svirtd.host.kernel import Kernel
+from svirtd.host.opening import Opened
 
 T = TypeVar("T")
 
@@ -58,6 +59,7 @@ class Requests:
         self._units = units
         self._departures = departures
         self._operations = operations_
+        self._openings = Openings(doors)
         units.on_end = self._ended
         departures.on_gone = self._caller_gone
         departures.spawn = doors.spawn
@@ -65,10 +67,13 @@ class Requests:
     async def acquire(self, caller: Caller, request: Request) -> VM:
         """Label the resources for a VM that somebody else starts."""
         await self._may(caller, Action.LABEL, request)
-        async with self._operations.names.hold(request.name):
+        async with (
+            self._openings.lifted(caller, request) as held,
+            self._operations.names.hold(request.name),
+        ):
             self._doors.enforcement.refuse_unprotected()
             await self._watch_caller(caller, request)
-            async with self._opened(request) as opened:
+            async with self._opened(caller, request, held) as opened:
                 begun = await self._begin(caller, request, opened, None)
                 entry = await self._label_all(begun, opened)
             await self._end_if_gone(entry.vm)
@@ -81,12 +86,16 @@ class Requests:
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
         if account.uid != caller.uid:
             await self._may(caller, Action.RUN_AS_USER, request, account.name, command.argv)
-        await self._doors.in_file_thread(runtime.check_executable, command.argv[0])
+        runs_as = credentials.Account(account.uid, account.gid, account.groups)
+        await self._openings.check_command(runs_as, command.argv[0], self._doors.contexts.process)
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
-        async with self._operations.names.hold(request.name):
+        async with (
+            self._openings.lifted(caller, request) as held,
+            self._operations.names.hold(request.name),
+        ):
             self._doors.enforcement.refuse_unprotected()
             await self._watch_caller(caller, request)
-            async with self._opened(request) as opened:
+            async with self._opened(caller, request, held) as opened:
                 begun = await self._begin(caller, request, opened, launching)
                 entry = await self._label_and_start(begun, opened, command, account)
             await self._end_if_gone(entry.vm)
@@ -108,9 +117,8 @@ class Requests:
         """Say what acquire would do with this request, resource by resource; change nothing."""
         await self._may(caller, Action.PLAN, request)
         self._refuse_too_many(request)
-        opened = await self._doors.in_file_thread(
-            files.open_all, self._doors.kernel, request.resources
-        )
+        async with self._openings.lifted(caller, request) as held:
+            opened = await self._openings.open(caller, request, held)
         try:
             seen = [one.seen for one in opened]
             others = await self._foreign.sets()
@@ -118,7 +126,7 @@ class Requests:
                 lambda db: entries.dry_run(db, self._doors, caller, request, seen, others)
             )
         finally:
-            files.close_all(opened)
+            opening.close_all(opened)
 
     async def open_channel(self, caller: Caller, name: str, socket: str, id_: str) -> int:
         """Connect to a socket of a VM at the VM's level; the caller gets the descriptor."""
@@ -130,14 +138,8 @@ class Requests:
             raise Failed(
                 f"VM {name!r} is {vm.state.value}; only a launched VM that runs has channels"
             )
-        return await self._doors.in_file_thread(
-            runtime.connect,
-            self._doors.kernel,
-            vm.runtime_dir,
-            socket,
-            vm.image_context,
-            _socket_context(self._doors.kernel, vm),
-        )
+        level = _socket_context(self._doors.kernel, vm)
+        return await self._openings.connect(vm, socket, level)
 
     # -- the pipeline's own parts -----------------------------------------------------------
 
@@ -180,20 +182,20 @@ class Requests:
             )
 
     @contextlib.asynccontextmanager
-    async def _opened(self, request: Request) -> AsyncIterator[list[Opened]]:
+    async def _opened(
+        self, caller: Caller, request: Request, held: Held
+    ) -> AsyncIterator[list[Opened]]:
         """Open what a request names, and keep others from those objects until it is done."""
         self._refuse_too_many(request)
         if not request.resources:
             yield []
             return
-        opened = await self._doors.in_file_thread(
-            files.open_all, self._doors.kernel, request.resources
-        )
+        opened = await self._openings.open(caller, request, held)
         try:
             async with self._operations.objects.hold_all(o.seen.identity for o in opened):
                 yield opened
         finally:
-            files.close_all(opened)
+            opening.close_all(opened)
 
     async def _begin(
         self,

@@ -116,6 +116,10 @@ class Kernel:
             self._selinux.selinux_status_policyload(),
         )
 
+    def enforcing(self) -> bool:
+        """Say whether the kernel acts by its policy now."""
+        return self.status().mode is Mode.ENFORCING
+
     def enabled(self) -> bool:
         """Say whether the kernel has SELinux and a policy at all."""
         return self._enabled

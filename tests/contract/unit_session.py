@@ -34,6 +34,8 @@ ExecStart=
 ExecStart={python} -m svirtd
 WorkingDirectory={repo}
 Environment=PYTHONDONTWRITEBYTECODE=1
+# As on every kernel without SELinux, which the tests must do with.
+CapabilityBoundingSet=CAP_SYS_ADMIN
 """
 
 

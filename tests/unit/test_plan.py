@@ -11,8 +11,17 @@ from hypothesis import strategies as st
 from svirtd.core import goals
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import Access, Contexts, Hold, Identity, Kind, Seen, Snapshot
-from svirtd.core.plan import Plan, Rules, plan
+from svirtd.core.model import (
+    Access,
+    Contexts,
+    Hold,
+    Identity,
+    Kind,
+    Override,
+    Seen,
+    Snapshot,
+)
+from svirtd.core.plan import Asker, Plan, Rules, plan
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused
 
 untimed = settings(deadline=None)
@@ -24,12 +33,25 @@ CONTEXTS = Contexts(
 PRIVATE = frozenset(range(768))
 RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}), PRIVATE, 2)
 PAIR = frozenset({17, 402})
+ROOT = Asker(0, frozenset())
+OWNER = Asker(1000, frozenset())
 GOOD = "system_u:object_r:virt_image_t:s0"
 
 
 def one(**changes: object) -> Seen:
     """A file that may be labelled, with changes."""
-    seen = Seen("/a.img", Access.EXCLUSIVE, "/a.img", Identity(1, 2), Kind.FILE, 1, False, GOOD)
+    seen = Seen(
+        "/a.img",
+        Access.EXCLUSIVE,
+        "/a.img",
+        Identity(1, 2),
+        Kind.FILE,
+        1,
+        setid=False,
+        label=GOOD,
+        owner_uid=1000,
+        file_system="ext4",
+    )
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
@@ -42,15 +64,18 @@ def decide(
     holds: Sequence[Hold] = (),
     goal: Goal = goals.ISOLATED,
     pair: frozenset[int] = PAIR,
+    asker: Asker = OWNER,
 ) -> Plan:
     book: dict[Identity, list[Hold]] = {}
     for held in holds:
         book.setdefault(held.identity, []).append(held)
-    return plan("me", 0, seen, Snapshot(book), CONTEXTS, pair, goal, RULES)
+    return plan("me", seen, Snapshot(book), CONTEXTS, pair, goal, RULES, asker)
 
 
-def refusal(seen: Seen, *holds: Hold, goal: Goal = goals.ISOLATED) -> Exception:
-    (decision,) = decide([seen], holds, goal).decisions
+def refusal(
+    seen: Seen, *holds: Hold, goal: Goal = goals.ISOLATED, asker: Asker = OWNER
+) -> Exception:
+    (decision,) = decide([seen], holds, goal, asker=asker).decisions
     assert decision.step is None
     assert decision.refusal is not None
     return decision.refusal
@@ -191,7 +216,9 @@ def test_refusals(changes: dict[str, object], text: str, access: Access) -> None
 def test_no_label_counts_as_unlabelled() -> None:
     assert decide([one(label=None)]).steps
     narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2)
-    decided = plan("me", 0, [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow)
+    decided = plan(
+        "me", [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow, ROOT
+    )
     assert "unlabeled_t" in str(decided.decisions[0].refusal)
 
 
@@ -199,7 +226,7 @@ def test_a_right_label_by_chance_is_a_step_too() -> None:
     label = str(CONTEXTS.content)
     rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2)
     seen = one(label=label, access=Access.PUBLIC)
-    decided = plan("me", 0, [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules)
+    decided = plan("me", [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules, ROOT)
     assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
 
 
@@ -222,7 +249,7 @@ def test_a_block_device_may_have_many_names() -> None:
 
 def test_a_holder_is_named_before_what_is_wrong_with_the_object() -> None:
     held = hold(one(), Access.EXCLUSIVE, "u:object_r:svirt_image_t:s0:c1,c2")
-    refused = refusal(one(links=3, label=held.label), held)
+    refused = refusal(one(links=3, label=held.label), held, asker=ROOT)
     assert isinstance(refused, ResourceBusy)
     assert "held by VM 'other' with access 'exclusive' (as /held.img)" in str(refused)
 
@@ -256,3 +283,55 @@ def test_a_goal_can_forbid_an_access() -> None:
     assert isinstance(refused, ResourceRefused)
     assert "goal 'looking' does not allow access 'exclusive'" in str(refused)
     assert decide([one(access=Access.READONLY)], goal=looking).steps
+
+
+def test_another_users_file_is_refused_first() -> None:
+    """Who holds it, and what it carries, is not told either."""
+    seen = one(owner_uid=0, label="system_u:object_r:shadow_t:s0", kind=Kind.FIFO, links=3)
+    refused = refusal(seen, hold(seen, Access.EXCLUSIVE, GOOD))
+    assert isinstance(refused, ResourceRefused)
+    assert str(refused).startswith("/a.img belongs to uid 0, and you are uid 1000")
+    assert "override 'owner'" in str(refused)
+    assert "shadow_t" not in str(refused)
+
+
+def test_root_and_whoever_may_use_any_file_take_another_users() -> None:
+    seen = [one(owner_uid=4711)]
+    assert decide(seen, asker=ROOT).steps
+    assert decide(seen, asker=Asker(1000, frozenset({Override.OWNER}))).steps
+    assert not decide(seen, asker=Asker(1000, frozenset({Override.LINKS}))).steps
+    assert not decide([one(owner_uid=0)], asker=OWNER).steps
+
+
+def test_links_alone_can_be_lifted() -> None:
+    every = frozenset(Override)
+    for uid in (0, 1000):
+        assert decide([one(links=2)], asker=Asker(uid, frozenset({Override.LINKS}))).steps
+        assert "has 2 hard links" in str(refusal(one(links=2), asker=Asker(uid, frozenset())))
+        lifted = Asker(uid, every)
+        for changes, text in (
+            ({"kind": Kind.FIFO}, "is a fifo"),
+            ({"kind": Kind.CHARACTER}, "is a character device"),
+            ({"links": 0}, "is deleted"),
+            ({"setid": True}, "setuid or setgid"),
+            ({"file_system": "fuse.sshfs"}, "file system of kind fuse.sshfs"),
+            ({"label": "system_u:object_r:shadow_t:s0"}, "type shadow_t"),
+            ({"label": "system_u:object_r:virt_image_t:s0:c1,c2"}, "categories"),
+        ):
+            assert text in str(refusal(one(**changes), asker=lifted))
+
+
+@pytest.mark.parametrize("kind", ["ext4", "xfs", "btrfs", "tmpfs", "overlay", "nfs4", "devtmpfs"])
+def test_file_systems_that_keep_labels(kind: str) -> None:
+    assert decide([one(file_system=kind)]).steps
+
+
+@pytest.mark.parametrize(
+    "kind", ["fuse", "fuseblk", "fuse.sshfs", "proc", "sysfs", "9p", "vfat", "unknown", "", "ext"]
+)
+def test_every_other_file_system_is_refused_by_name(kind: str) -> None:
+    for asker in (OWNER, ROOT):
+        refused = refusal(one(file_system=kind), asker=asker)
+        assert isinstance(refused, ResourceRefused)
+        assert f"file system of kind {kind}" in str(refused)
+        assert "move the file" in str(refused)

@@ -12,7 +12,7 @@ import pytest
 
 from svirtd.core.model import Access, ResourceRequest
 from svirtd.errors import InvalidArgs, LimitsExceeded, SvirtError
-from svirtd.host import files, processes, runtime
+from svirtd.host import opening, processes, runtime
 from svirtd.host.kernel import Kernel
 from svirtd.host.scarcity import refuse_without_descriptor, scarcity
 
@@ -87,8 +87,8 @@ def test_an_object_is_not_blamed(tmp_path: Path, access: Access, by: str) -> Non
         }[by]
         kernel = Kernel()
         with no_descriptor(), pytest.raises(LimitsExceeded, match="Too many open files"):
-            files.open_all(kernel, [request])
-        files.close_all(files.open_all(kernel, [request]))
+            opening.open_all(kernel, [request])
+        opening.close_all(opening.open_all(kernel, [request]))
 
 
 def test_a_user_is_not_blamed() -> None:
@@ -114,7 +114,7 @@ def test_an_empty_folder_goes_without_a_descriptor(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_made_is_not_blamed(tmp_path: Path) -> None:
-    owner = runtime.Account("root", 0, 0)
+    owner = runtime.Account("root", 0, 0, (0,))
     with no_descriptor(), pytest.raises(SvirtError, match="LimitNOFILE") as caught:
         runtime.make_folder(Kernel(), str(tmp_path / "vm" / "x"), owner, "a:b:c:s0")
     assert isinstance(caught.value, LimitsExceeded)
