@@ -220,7 +220,7 @@ BAD_COMMANDS: list[tuple[str, list[str], str, str]] = [
     ("relative", ["true"], INVALID, "'true' is not an absolute path"),
     ("dots", ["/bin/../bin/true"], INVALID, "'..'"),
     ("newline", ["/bin/true\n"], INVALID, "control characters"),
-    ("missing", ["/nowhere/qemu"], INVALID, "No such file or directory"),
+    ("missing", ["/nowhere/qemu"], INVALID, "no such file"),
     ("a folder", ["/tmp"], INVALID, "it is not an executable file"),
     ("a folder's file", ["/etc/passwd/x"], INVALID, "Not a directory"),
     ("not executable", ["/etc/passwd"], INVALID, "it is not an executable file"),
