@@ -15,7 +15,7 @@ import pytest
 
 from tests.sandbox import Sandbox, SandboxError, inside
 from tests.support import Client, Daemon, label, svirt_units, wait_for
-from tests.zygote import Zygote
+from tests.zygote import Forked, Zygote
 
 # The daemons of modules, which outlive a test.
 _shared: list[Daemon] = []
@@ -116,7 +116,7 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     assert not labelled, f"labels left behind: {labelled}"
     grown = [
         os.readlink(f"/proc/self/fd/{fd}")
-        for fd in set(os.listdir("/proc/self/fd")) - before
+        for fd in set(os.listdir("/proc/self/fd")) - before - _held_of_shared()
         if os.path.lexists(f"/proc/self/fd/{fd}")
     ]
     assert not grown, f"descriptors left open: {grown}"
@@ -136,6 +136,12 @@ def leftovers(daemon: Daemon) -> str:
     if folders.exists():
         found += [f"runtime folder: {entry}" for entry in os.listdir(folders)]
     return "; ".join(found)
+
+
+def _held_of_shared() -> set[str]:
+    """The descriptors by which the daemons that outlive a test are held."""
+    processes = [daemon.process for daemon in _shared]
+    return {str(one.fd) for one in processes if isinstance(one, Forked)}
 
 
 def _children() -> set[str]:

@@ -34,7 +34,7 @@ class Forked:
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._fd = os.pidfd_open(pid)
+        self.fd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
         """Return its exit code if it has ended: negative after a signal, as Popen has it."""
@@ -42,12 +42,12 @@ class Forked:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 self.returncode = os.waitstatus_to_exitcode(status)
-                os.close(self._fd)
+                os.close(self.fd)
         return self.returncode
 
     def wait(self, timeout: float) -> int:
         """Wait for its end. Raises TimeoutExpired."""
-        if self.returncode is None and not select.select([self._fd], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self.fd], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(f"svirtd, process {self.pid}", timeout)
         code = self.poll()
         assert code is not None
@@ -56,7 +56,7 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send a signal, if it has not been waited for."""
         if self.returncode is None:
-            signal.pidfd_send_signal(self._fd, number)
+            signal.pidfd_send_signal(self.fd, number)
 
 
 class Zygote:

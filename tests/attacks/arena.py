@@ -42,6 +42,10 @@ class Arena:
         self.without = without
         self.root = Client()
         self.strangers: list[Stranger] = []
+        # A stranger's file that is not where it was keeps its label, and its set in quarantine.
+        self.moved = False
+        # A command that does nothing, and that a VM may begin with.
+        self.idle = ["/bin/sleep", "1000"]
         self.made: list[Path] = []
 
     @property

@@ -7,9 +7,10 @@ daemon replaces functions of its own before it starts (see tests/zygote.py).
 """
 
 import importlib
+import os
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -54,11 +55,77 @@ def _everything_public(_real: Any) -> Any:
     return public_properties
 
 
+def _by_root(_real: Any) -> Any:
+    from svirtd.host import opening
+
+    async def open_(self: Any, _caller: Any, request: Any, _held: Any = None) -> Any:
+        return await self._kept(lambda: opening.open_all(self._doors.kernel, request.resources))
+
+    return open_
+
+
+def _whatever_is_there(_real: Any) -> Any:
+    @contextmanager
+    def holding(path: str, _identity: Any) -> Iterator[str]:
+        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        yield f"/proc/self/fd/{held}"
+        os.close(held)
+
+    return holding
+
+
+def _whatever_mode(_real: Any) -> Any:
+    return lambda fd, _access: os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
+
+
+def _through_links(real: Any) -> Any:
+    return lambda path, _links=None: real(path)
+
+
+def _of_root(_real: Any) -> Any:
+    from svirtd.host.credentials import Account
+
+    return lambda _folder: Account(0, 0, (0,))
+
+
 async def _nothing(*_args: Any, **_kwargs: Any) -> None:
     pass
 
 
+_NO_OWNER: Final = ("svirtd.core.plan", "_refuse_owner", _always(None))
+
 DEFENCES: Final[dict[str, Defence]] = {
+    "files are opened as the caller, and owned by it": Defence(
+        "a child that has become the caller opens what it names; its owner must be the caller",
+        (("svirtd.engine.openings", "Openings.open", _by_root), _NO_OWNER),
+    ),
+    "a file is its owner's": Defence(
+        "what one may write to is not one's own for that",
+        (_NO_OWNER,),
+    ),
+    "a file with other names is not taken, and owned by its caller": Defence(
+        "hard links are refused",
+        (("svirtd.core.plan", "_refuse_links", _always(None)), _NO_OWNER),
+    ),
+    "an object is what the book says it is": Defence(
+        "what lies at a path of the book is the object of the book, by device and inode",
+        (("svirtd.host.files", "holding", _whatever_is_there),),
+    ),
+    "the open mode of a descriptor proves the right": Defence(
+        "what is passed for writing was opened for writing",
+        (("svirtd.host.opening", "_hold_passed", _whatever_mode),),
+    ),
+    "a channel leads to the VM's own socket": Defence(
+        "held without following links, looked at, and connected to through what is held",
+        (
+            ("svirtd.host.opener_child", "refuse_odd_socket", _always(None)),
+            ("svirtd.host.walk", "hold", _through_links),
+        ),
+    ),
+    "a channel is the account's, not root's": Defence(
+        "a child that has become the VM's user connects",
+        (("svirtd.engine.openings", "_owner_of", _of_root),),
+    ),
     "only the owner may": Defence(
         "engine/authorize.py decides who may do what to a VM",
         (("svirtd.engine.authorize", "Authority.at_once", _always(True)),),

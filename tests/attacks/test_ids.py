@@ -13,7 +13,7 @@ from tests.support import ROOT, VM
 
 NO_VM = "org.svirt1.Error.NoSuchVM"
 GONE = "org.freedesktop.DBus.Error.UnknownObject"
-ROUNDS = 150
+ROUNDS = 80
 
 
 def meant(id_: str) -> dict[str, Variant]:

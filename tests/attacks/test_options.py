@@ -124,7 +124,7 @@ def test_odd_users(arena: Arena, stranger: Stranger, ann: Account, user: str) ->
 
 
 def test_who_the_command_runs_as(arena: Arena, stranger: Stranger, ann: Account) -> None:
-    stranger.launch("vm", SLEEP)
+    stranger.launch("vm", arena.idle)
     pid = stranger.properties("vm")["MainPID"]
     assert status(pid, "Uid") == [ann.uid] * 4
     assert status(pid, "Gid") == [ann.gid] * 4

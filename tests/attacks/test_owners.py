@@ -14,7 +14,7 @@ from tests.attacks.arena import DENIALS, Arena, tries
 from tests.attacks.defences import against
 from tests.attacks.stranger import Stranger
 from tests.sandbox.accounts import Account
-from tests.support import JOB, PROPERTIES, ROOT, VM, unwrap
+from tests.support import JOB, PROPERTIES, ROOT, VM, resources, unwrap
 
 ACQUIRE = "saa{sv}a{sv}"
 PATH = f"{ROOT}/vm/anns"
@@ -121,6 +121,18 @@ def test_owners_of_a_path(arena: Arena, owner: Stranger, disk: Path, ben: Accoun
                        (str(disk), categories, f"x:y:z:s0:{categories}")])  # fmt: skip
     arena.verdict("anns" in said, "FindOwners")
     assert arena.without or str(disk) not in said
+
+
+def test_a_disk_in_use_names_nobody(
+    arena: Arena, owner: Stranger, disk: Path, ben: Account
+) -> None:
+    """By whatever way Ben asks, he learns neither who holds a file nor whether it is held."""
+    stranger = arena.stranger(ben)
+    open_to_all = arena.victim(ben, mode=0o666)
+    for path in (disk, open_to_all):
+        refused = stranger.error("Acquire", ACQUIRE, "bens", resources(path), {})
+        assert "anns" not in refused.text
+        assert "hold" not in refused.text
 
 
 @against("signals carry what everybody may know")
