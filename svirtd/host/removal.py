@@ -6,6 +6,8 @@ import os
 import time
 from typing import Final
 
+from svirtd.host import walk
+
 # A user can add as fast as we remove; whoever waits for this thread must not wait for that.
 _REMOVE_S: Final = 20.0
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -22,14 +24,14 @@ def empty(folder: str) -> None:
     meanwhile has another one above it.
     """
     until_s = time.monotonic() + _REMOVE_S
-    here = os.open(folder, _FOLDER)
+    here = _enter(folder)
     try:
         device = os.fstat(here).st_dev
         way: list[tuple[str, _Place]] = []
         while True:
             below = _without_folders(here, until_s)
             if below:
-                above, fd = _place(here), os.open(below, _FOLDER, dir_fd=here)
+                above, fd = _place(here), _enter(below, here)
                 os.close(here)
                 here = fd
                 way.append((below, above))
@@ -47,6 +49,16 @@ def empty(folder: str) -> None:
             os.rmdir(name, dir_fd=here)
     finally:
         os.close(here)
+
+
+def _enter(folder: str, above: int | None = None) -> int:
+    """Open a folder, after a look at what is mounted there: a user's FUSE server could keep us."""
+    held = os.open(folder, _FOLDER | os.O_PATH, dir_fd=above)
+    try:
+        walk.refuse_to_enter(walk.facts(held))
+        return os.open(f"/proc/self/fd/{held}", _FOLDER & ~os.O_NOFOLLOW)
+    finally:
+        os.close(held)
 
 
 def _without_folders(here: int, until_s: float) -> str:

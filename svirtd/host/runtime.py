@@ -73,10 +73,10 @@ def make_folder(kernel: Kernel, path: str, owner: Account, label: str) -> None:
 
 def remove_folder(path: str) -> None:
     """Remove the folder and what the VM left in it. Raises OSError."""
-    if not os.path.lexists(path):
-        return
     try:
         os.rmdir(path)  # takes no descriptor; most are empty by now
+    except FileNotFoundError:
+        return
     except OSError as error:
         if error.errno != errno.ENOTEMPTY:
             raise

@@ -174,12 +174,17 @@ def test_a_process_under_another_label_is_killed(client: Client, audit: Audit) -
     assert "svirt_t" not in found.stdout
 
 
-def test_a_command_that_is_no_vm_is_not_started(client: Client, audit: Audit) -> None:
-    """The policy lets a VM's domain be entered through QEMU alone."""
-    with audit.denied("entrypoint", "system_u:system_r:svirt_t:*", "*:bin_t:*"):
-        error = client.error("Launch", "sasaa{sv}a{sv}", "vm", ["/usr/bin/sleep", "1000"], [], {})
-    assert error.name == "org.svirt1.Error.UnitFailed"
-    assert "203/EXEC" in error.text
+def test_a_command_that_is_no_vm_is_not_started(client: Client) -> None:
+    """The policy lets a VM's domain be entered through QEMU alone, which is asked before."""
+    path = disk("a")
+    before = label(path)
+    error = client.error(
+        "Launch", "sasaa{sv}a{sv}", "vm", ["/usr/bin/sleep", "1000"], resources(path), {}
+    )
+    assert error.name == "org.svirt1.Error.LabelRefused"
+    assert "has type bin_t" in error.text
+    assert "such as qemu_exec_t" in error.text
+    assert label(path) == before
 
 
 def test_the_vm_is_shown_by_machined(client: Client) -> None:
