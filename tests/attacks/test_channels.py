@@ -28,19 +28,19 @@ DEPTH = 1500
 
 
 @pytest.fixture
-def owner(arena: Arena, ann: Account) -> Iterator[Stranger]:
+def talker(arena: Arena, ann: Account) -> Iterator[Stranger]:
     """Ann, with a VM that runs and whose folder she may write to."""
-    owner = arena.stranger(ann)
-    owner.launch("talker", arena.idle)
-    yield owner
+    talker = arena.stranger(ann)
+    talker.launch("talker", arena.idle)
+    yield talker
     if not arena.without:
-        owner.release("talker")
+        talker.release("talker")
 
 
 @pytest.fixture
-def folder(owner: Stranger) -> Path:
+def folder(talker: Stranger) -> Path:
     """The VM's runtime folder."""
-    return Path(owner.properties("talker")["RuntimeDirectory"])
+    return Path(talker.properties("talker")["RuntimeDirectory"])
 
 
 @pytest.fixture
@@ -123,30 +123,34 @@ def _accept(_me: Me, fd: int) -> int:
 
 
 @against("a channel leads to the VM's own socket")
-def test_a_link_to_a_service(arena: Arena, owner: Stranger, folder: Path, service: Service) -> None:
-    owner.do(_symlink, str(service.path), str(folder / "qmp"))
-    answer = open_channel(owner, "qmp")
+def test_a_link_to_a_service(
+    arena: Arena, talker: Stranger, folder: Path, service: Service
+) -> None:
+    talker.do(_symlink, str(service.path), str(folder / "qmp"))
+    answer = open_channel(talker, "qmp")
     arena.verdict(service.visitors(), "a link to a service of the host's")
     assert arena.without or answer.startswith("org.svirt1.Error.ResourceRefused"), answer
 
 
 def test_a_hard_link_to_a_service(
-    arena: Arena, owner: Stranger, folder: Path, service: Service
+    arena: Arena, talker: Stranger, folder: Path, service: Service
 ) -> None:
     try:
-        owner.do(_hard_link, str(service.path), str(folder / "qmp"))
+        talker.do(_hard_link, str(service.path), str(folder / "qmp"))
     except OSError:
         # The kernel protects hard links here; the daemon must hold where it does not.
         os.link(service.path, folder / "qmp")
-    answer = open_channel(owner, "qmp")
+    answer = open_channel(talker, "qmp")
     assert service.visitors() == []
     assert "is not a socket that this VM made itself" in answer
 
 
-def test_the_folder_replaced(arena: Arena, owner: Stranger, folder: Path, service: Service) -> None:
+def test_the_folder_replaced(
+    arena: Arena, talker: Stranger, folder: Path, service: Service
+) -> None:
     """Its parent is root's: the folder itself cannot be moved away."""
     with pytest.raises(PermissionError):
-        owner.do(_rename, str(folder), f"{folder}-old")
+        talker.do(_rename, str(folder), f"{folder}-old")
 
 
 def _rename(_me: Me, old: str, new: str) -> None:
@@ -155,10 +159,10 @@ def _rename(_me: Me, old: str, new: str) -> None:
 
 @against("a channel leads to the VM's own socket")
 def test_swaps_while_it_connects(
-    arena: Arena, owner: Stranger, folder: Path, service: Service, ann: Account
+    arena: Arena, talker: Stranger, folder: Path, service: Service, ann: Account
 ) -> None:
-    owner.do(_listen, str(folder / "qmp"))
-    owner.do(_symlink, str(service.path), str(folder / "other"))
+    talker.do(_listen, str(folder / "qmp"))
+    talker.do(_symlink, str(service.path), str(folder / "other"))
     visitors: list[int] = []
     opened = calls = 0
     with Swapper(ann, str(folder / "qmp"), str(folder / "other")) as swapper:
@@ -166,7 +170,7 @@ def test_swaps_while_it_connects(
             calls < CALLS_WEAK if arena.without else swapper.count < SWAPS or calls < CALLS
         ):
             calls += 1
-            answer = open_channel(owner, "qmp")
+            answer = open_channel(talker, "qmp")
             # The queue of whoever listens is short, and nobody takes from it here.
             assert answer == "" or "ResourceRefused" in answer, answer
             opened += not answer
@@ -176,17 +180,17 @@ def test_swaps_while_it_connects(
 
 
 @against("a channel is the account's, not root's")
-def test_who_connects(arena: Arena, owner: Stranger, folder: Path, ann: Account) -> None:
+def test_who_connects(arena: Arena, talker: Stranger, folder: Path, ann: Account) -> None:
     """SO_PEERCRED says who: a VM, or what poses as one, must never see root come."""
-    listener = owner.do(_listen, str(folder / "qmp"))
-    assert open_channel(owner, "qmp") == ""
-    seen = owner.do(_accept, listener)
+    listener = talker.do(_listen, str(folder / "qmp"))
+    assert open_channel(talker, "qmp") == ""
+    seen = talker.do(_accept, listener)
     arena.verdict(seen != ann.uid, f"the peer is uid {seen}")
 
 
 @against("only the owner may")
-def test_another_users_channel(arena: Arena, owner: Stranger, folder: Path, ben: Account) -> None:
-    owner.do(_listen, str(folder / "qmp"))
+def test_another_users_channel(arena: Arena, talker: Stranger, folder: Path, ben: Account) -> None:
+    talker.do(_listen, str(folder / "qmp"))
     answer = open_channel(arena.stranger(ben), "qmp")
     arena.verdict(answer == "", "another user's channel")
     assert not answer or answer.partition(":")[0] in DENIALS
@@ -194,20 +198,20 @@ def test_another_users_channel(arena: Arena, owner: Stranger, folder: Path, ben:
 
 @pytest.mark.parametrize("name", ["../../dbus/system_bus_socket", "..", ".", "", "a/b", "/run/x",
                                   "qmp\0", "q\nmp", "a" * 33, "\x1b[2J"])  # fmt: skip
-def test_names_of_channels(arena: Arena, owner: Stranger, name: str) -> None:
+def test_names_of_channels(arena: Arena, talker: Stranger, name: str) -> None:
     if "\0" in name:
         with pytest.raises(AssertionError, match="NUL"):
-            open_channel(owner, name)
+            open_channel(talker, name)
         return
-    answer = open_channel(owner, name)
+    answer = open_channel(talker, name)
     assert answer.startswith("org.freedesktop.DBus.Error.InvalidArgs"), answer
     assert answer.isprintable()
 
 
-def test_what_is_no_socket(arena: Arena, owner: Stranger, folder: Path) -> None:
+def test_what_is_no_socket(arena: Arena, talker: Stranger, folder: Path) -> None:
     for make in (_fifo, _file, _tree):
-        owner.do(make, str(folder / make.__name__[1:]))
-        answer = open_channel(owner, make.__name__[1:])
+        talker.do(make, str(folder / make.__name__[1:]))
+        answer = open_channel(talker, make.__name__[1:])
         assert "is not a socket" in answer, answer
 
 
@@ -223,17 +227,17 @@ def _tree(_me: Me, path: str) -> None:
     os.mkdir(path)
 
 
-def test_a_deep_tree_at_the_end(arena: Arena, owner: Stranger, folder: Path, ben: Account) -> None:
+def test_a_deep_tree_at_the_end(arena: Arena, talker: Stranger, folder: Path, ben: Account) -> None:
     """The daemon takes the folder away, however deep a VM has dug; others are served meanwhile."""
-    depth = owner.do(_dig, str(folder))
+    depth = talker.do(_dig, str(folder))
     assert depth == DEPTH
     other = arena.stranger(ben)
-    owner.start(_release, "talker")
+    talker.start(_release, "talker")
     other.vms()
-    owner.result()
+    talker.result()
     assert arena.root.vms() == {}
     assert not folder.exists()
-    owner.launch("talker", arena.idle)
+    talker.launch("talker", arena.idle)
 
 
 def _dig(_me: Me, path: str) -> int:
@@ -252,21 +256,21 @@ def _release(me: Me, name: str) -> None:
 
 
 def test_links_out_of_the_folder_at_the_end(
-    arena: Arena, owner: Stranger, folder: Path, ann: Account
+    arena: Arena, talker: Stranger, folder: Path, ann: Account
 ) -> None:
     """What is taken away is the folder, and nothing that links in it lead to."""
     victim = arena.victim(ann)
     for name in ("a", "b"):
-        owner.do(_tree, str(folder / name))
-    owner.do(_symlink, str(victim.parent), str(folder / "a" / "link"))
+        talker.do(_tree, str(folder / name))
+    talker.do(_symlink, str(victim.parent), str(folder / "a" / "link"))
     with Swapper(ann, str(folder / "b"), str(folder / "a" / "link")):
-        owner.release("talker")
+        talker.release("talker")
     assert victim.exists()
-    owner.launch("talker", arena.idle)
+    talker.launch("talker", arena.idle)
 
 
 def test_nobody_else_looks_into_the_folder(
-    arena: Arena, owner: Stranger, folder: Path, ben: Account
+    arena: Arena, talker: Stranger, folder: Path, ben: Account
 ) -> None:
     stranger = arena.stranger(ben)
     for path in (folder, folder.parent):

@@ -18,8 +18,8 @@ import pytest
 from tests.attacks.arena import Arena
 from tests.attacks.test_channels import (  # noqa: F401 -- collected from here
     folder,
-    owner,
     service,
+    talker,
     test_a_deep_tree_at_the_end,
     test_a_link_to_a_service,
     test_another_users_channel,
@@ -48,6 +48,7 @@ from tests.attacks.test_options import (  # noqa: F401 -- collected from here
 )
 from tests.attacks.test_owners import (  # noqa: F401 -- collected from here
     disk,
+    owner,
     test_owners_of_a_path,
     test_properties,
     test_release_by_name,
