@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from svirtd.core.model import VM, Caller
+from svirtd.core.model import VM, Caller, Command
 from svirtd.core.names import shown_to_judge
 from svirtd.engine.dialogs import Dialogs
 from svirtd.engine.object_manager import ObjectManager
@@ -193,6 +193,20 @@ class Authority:
         if action in MESSAGES:
             told["polkit.message"] = MESSAGES[action]
         return told
+
+
+def refuse_settings(caller: Caller, command: Command) -> None:
+    """Raise AccessDenied for settings of systemd's that would give a caller's VM more than it has.
+
+    They are set by systemd, which may do anything: what the kernel would ask a capability for, a
+    user does not get from it.
+    """
+    for name, _, value in command.properties:
+        if caller.uid and name == "OOMScoreAdjust" and isinstance(value, int) and value < 0:
+            raise AccessDenied(
+                f"uid {caller.uid} may not have a VM spared by the kernel when memory is short "
+                f"({name} {value}): leave it out or give 0 or more, or run the command as root"
+            )
 
 
 def _listed(texts: Sequence[str]) -> str:

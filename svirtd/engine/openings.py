@@ -45,20 +45,33 @@ class Openings:
         if caller.uid == 0 or not request.overrides or not request.resources:
             yield None
             return
-        held = await self._hold(caller, request)
+        held, refused = await self._hold(caller, request)
         try:
-            paths = tuple(os.readlink(f"/proc/self/fd/{fd}") for fd in held)
+            # Somebody is asked all the same where there is nothing: whether a file is there, in
+            # folders that the caller cannot read, is not told by who is asked and who is not.
+            paths = (
+                tuple(one.named for one in request.resources)
+                if refused
+                else tuple(os.readlink(f"/proc/self/fd/{fd}") for fd in held)
+            )
             about = About(request.name, paths)
             await self._doors.authority.authorize(caller, Action.USE_ANY_FILE, about=about)
+            if refused is not None:
+                raise refused
             yield tuple(held)
         finally:
             for fd in held:
                 os.close(fd)
 
-    async def _hold(self, caller: Caller, request: Request) -> list[int]:
-        """Hold each object that a request names; as root only where its owner's rule is lifted."""
+    async def _hold(
+        self, caller: Caller, request: Request
+    ) -> tuple[list[int], ResourceRefused | None]:
+        """Hold each object that a request names; as root only where its owner's rule is lifted.
+
+        Then a refusal is returned, and nothing is held.
+        """
         if Override.OWNER not in request.overrides:
-            return [one.fd for one in await self._open_as(caller, request)]
+            return [one.fd for one in await self._open_as(caller, request)], None
         held: list[int] = []
         try:
             work = opening.hold_all
@@ -67,13 +80,9 @@ class Openings:
             for fd in held:
                 os.close(fd)
             if isinstance(error, ResourceRefused):
-                # Said of everything alike: what is in folders that he cannot read is not told to
-                # whoever has not been allowed anything yet.
-                raise ResourceRefused(
-                    "one of the files is nothing that svirtd could use, whoever allows it"
-                ) from error
+                return [], error
             raise
-        return held
+        return held, None
 
     async def open(self, caller: Caller, request: Request, held: Held = None) -> list[Opened]:
         """Open every resource of a request; the caller of this closes them with close_all.

@@ -16,7 +16,7 @@ from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
 from svirtd.engine import entries
 from svirtd.engine.again import until_done
-from svirtd.engine.authorize import About, Action
+from svirtd.engine.authorize import About, Action, refuse_settings
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
@@ -83,6 +83,7 @@ class Requests:
     async def launch(self, caller: Caller, request: Request, command: Command) -> VM:
         """Label the resources, then have systemd start the command under the label."""
         await self._may(caller, Action.LAUNCH, request)
+        refuse_settings(caller, command)
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
         if account.uid != caller.uid:
             await self._may(caller, Action.RUN_AS_USER, request, account.name, command.argv)

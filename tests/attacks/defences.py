@@ -99,6 +99,10 @@ DEFENCES: Final[dict[str, Defence]] = {
         "a child that has become the caller opens what it names; its owner must be the caller",
         (("svirtd.engine.openings", "Openings.open", _by_root), _NO_OWNER),
     ),
+    "what a dialog has shown is what is used": Defence(
+        "held before anybody is asked, and opened through what is held",
+        (("svirtd.engine.openings", "Openings.open", _by_root),),
+    ),
     "a file is its owner's": Defence(
         "what one may write to is not one's own for that",
         (_NO_OWNER,),
@@ -141,6 +145,10 @@ DEFENCES: Final[dict[str, Defence]] = {
     "only listed properties go to systemd": Defence(
         "a white list of resource controls",
         (("svirtd.api.wire", "_property", lambda _: lambda _name, v: (v.signature, v.value)),),
+    ),
+    "what takes a capability is not a caller's to have set": Defence(
+        "settings that the kernel would ask a capability for are root's",
+        (("svirtd.engine.authorize", "refuse_settings", _always(None)),),
     ),
     "texts reach a terminal without control characters": Defence(
         "svirtctl escapes what does not print",

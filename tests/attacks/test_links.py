@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from svirtd.host.bus import BusError
+from svirtd.host.bus import BusError, Variant
 from tests.attack import REFUSED, assert_refused
 from tests.attacks.arena import Arena
 from tests.attacks.defences import against
@@ -128,6 +128,30 @@ def test_ones_own_setuid_program(arena: Arena, ann: Account, mode: int) -> None:
     refused = _tries(arena.stranger(ann), folder / "p")
     assert refused is not None
     assert_refused(refused, REFUSED, "setuid or setgid")
+
+
+@pytest.mark.parametrize("account", ["ann", "nobody"])
+def test_whether_a_file_is_there(arena: Arena, ann: Account, nobody: Account, account: str) -> None:
+    """Root would look for whoever names an override: nothing of that is told beforehand."""
+    stranger = arena.stranger(ann if account == "ann" else nobody)
+    closed = arena.victim(ann).parent / "closed"
+    closed.mkdir(mode=0o700)
+    (closed / "there").write_bytes(b"x")
+    os.symlink("there", closed / "link")
+    (closed / "folder").mkdir()
+    override = {"override": Variant("as", ["owner"])}
+    answers = set()
+    for name in ("there", "link", "folder", "missing", "folder/missing"):
+        named = resources(closed / name)
+        for member, signature, body in (
+            ("Acquire", ACQUIRE, ["vm", named, override]),
+            ("Plan", ACQUIRE, ["vm", named, override]),
+            ("Acquire", ACQUIRE, ["vm", named, {}]),
+        ):
+            refused = stranger.error(member, signature, *body)
+            text = refused.text.replace(str(closed / name), "FILE")
+            answers.add((member, len(body[2]), refused.name, text))
+    assert len(answers) == 3, answers
 
 
 def _fifo(folder: Path) -> None:

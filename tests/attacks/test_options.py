@@ -83,6 +83,15 @@ def test_a_user_through_properties(arena: Arena, stranger: Stranger, ann: Accoun
     arena.verdict(uid == 0, "User= through properties")
 
 
+@against("what takes a capability is not a caller's to have set")
+def test_spared_when_memory_is_short(arena: Arena, stranger: Stranger) -> None:
+    """A process needs a capability to say that of itself; systemd would say it for anybody."""
+    spared = {"properties": Variant("a{sv}", {"OOMScoreAdjust": Variant("i", -1000)})}
+    answer = tries(stranger, "Launch", LAUNCH, "vm", arena.idle, [], spared)
+    arena.verdict(answer == "", "OOMScoreAdjust below 0")
+    assert answer in {"", *DENIALS}
+
+
 def status(pid: int, key: str) -> list[int]:
     """Numbers of a line of a process's status."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

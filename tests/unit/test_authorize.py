@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 
 from svirtd.config import Config, Limits
-from svirtd.core.model import Caller
+from svirtd.core.model import Caller, Command
 from svirtd.engine import dialogs
-from svirtd.engine.authorize import POLKIT, About, Action, Authority
+from svirtd.engine.authorize import POLKIT, About, Action, Authority, refuse_settings
 from svirtd.engine.dialogs import Dialogs
 from svirtd.errors import (
     AccessDenied,
@@ -247,3 +247,25 @@ def test_a_dialog_ends_with_its_caller_and_with_the_daemon(monkeypatch: pytest.M
         assert world.bus.watched == []
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("uid", "properties", "refused"),
+    [
+        (0, (("OOMScoreAdjust", "i", -1000),), False),
+        (1000, (("OOMScoreAdjust", "i", -1),), True),
+        (1000, (("MemoryMax", "t", 1), ("OOMScoreAdjust", "i", -1)), True),
+        (1000, (("OOMScoreAdjust", "i", 0), ("CPUWeight", "t", 1)), False),
+        (1000, (), False),
+    ],
+)
+def test_what_takes_a_capability_is_roots(
+    uid: int, properties: tuple[tuple[str, str, object], ...], refused: bool
+) -> None:
+    command = Command(("/bin/true",), "", (), "", properties)
+    if not refused:
+        refuse_settings(Caller(":1.1", uid), command)
+        assert uid == 0 or "-" not in repr(properties)
+        return
+    with pytest.raises(AccessDenied, match="OOMScoreAdjust -1"):
+        refuse_settings(Caller(":1.1", uid), command)
