@@ -86,7 +86,7 @@ def test_the_daemon_is_not_the_policys_master() -> None:
     assert allowed(DAEMON, "security_t", "security") == {"check_context", "compute_av"}
     me = parse_context(DAEMON)
     assert Kernel().decide(me, me, "capability").allowed == {
-        *("audit_write", "chown", "dac_override", "fowner")
+        *("audit_write", "chown", "dac_override", "fowner", "setgid", "setuid")
     }
     for domain in ("init_t", "unconfined_t", "svirt_t"):
         transition = allowed(DAEMON, domain, "process") & {"transition", "dyntransition", "ptrace"}

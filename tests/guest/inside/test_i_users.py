@@ -10,7 +10,7 @@ import pytest
 
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.callers import CONFINED, LOGIN, Person, Said
-from tests.guest.inside.vms import SIZE, process_label, qemu
+from tests.guest.inside.vms import SIZE, disk, process_label, qemu
 from tests.support import XATTR, Client, label, wait_for
 
 
@@ -109,3 +109,38 @@ def test_the_same_over_the_bus(people: dict[str, Person], audit: Audit, client: 
     assert os.getxattr(path, XATTR) == before
     assert audit.denials()[denied:] == []
     assert client.vms() == {}
+
+
+def test_other_peoples_files(client: Client, people: dict[str, Person]) -> None:
+    """Neither another user's disk nor root's, whoever may read it."""
+    alice, bob = people["alice"], people["bob"]
+    path = disk_of(alice, "shared.img")
+    alice.run("chmod", "o+x", alice.home)
+    path.chmod(0o666)
+    roots = disk("roots")
+    roots.chmod(0o666)
+    for one in (path, roots):
+        before = os.getxattr(one, XATTR)
+        assert "org.svirt1.Error.ResourceRefused" in bob.refused("acquire", "x", "--disk", one)
+        assert os.getxattr(one, XATTR) == before
+    assert client.vms() == {}
+
+
+def test_the_callers_own_domain_must_be_let_read_the_file(
+    client: Client, people: dict[str, Person]
+) -> None:
+    """The file is the caller's and DAC allows it; the policy keeps the type from the domain."""
+    carol = people["carol"]
+    path = disk("carols")
+    os.chown(path, *[os.stat(carol.home).st_uid] * 2)
+    before = label(path)
+    error = carol.refused("acquire", "x", "--disk", path)
+    assert "org.svirt1.Error.ResourceRefused" in error
+    assert "user_t" in error
+    assert label(path) == before
+    assert client.vms() == {}
+    # A user of another domain with the same file.
+    subprocess.run(["chown", "alice:alice", path], check=True)
+    people["alice"].svirtctl("acquire", "x", "--disk", path)
+    people["alice"].svirtctl("release", "x")
+    assert label(path) == before
