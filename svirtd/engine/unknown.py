@@ -9,7 +9,6 @@ without categories is even written by every VM, and one that no VM may use might
 needs. On a kernel without SELinux an object has no label of its own: it is removed.
 """
 
-import os
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -19,6 +18,7 @@ from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, Step
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
+from svirtd.host import files
 
 _GUESSED: Final = (
     "its label before svirtd was not known; it got the one that the policy has for this path"
@@ -50,7 +50,7 @@ def _look(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str | None]:
 
 def _kind(hold: Hold) -> int:
     try:
-        return stat.S_IFMT(os.lstat(hold.path).st_mode)
+        return stat.S_IFMT(files.mode_of(hold.path))
     except OSError:
         return 0  # whatever kind: it is gone, and nothing will be labelled
 

@@ -70,6 +70,15 @@ def holding(path: str, identity: Identity) -> Iterator[str]:
         os.close(held)
 
 
+def mode_of(path: str) -> int:
+    """Return the mode of what is at a path of the book, a link itself included. Raises OSError."""
+    held = walk.hold(path, Links.BUT_THE_LAST)
+    try:
+        return walk.facts(held).mode
+    finally:
+        os.close(held)
+
+
 def found_at(kernel: Kernel, path: str) -> Found | None:
     """Return what is at a path of the book now, None if that cannot be known.
 

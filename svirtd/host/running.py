@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from svirtd.core.model import Identity
+from svirtd.host import walk
 from svirtd.host.kernel import Kernel, NoLabels
 
 
@@ -52,8 +53,8 @@ def labelled(kernel: Kernel, paths: Iterable[str]) -> list[Labelled]:
 def _labelled(kernel: Kernel, path: str) -> Labelled | None:
     try:
         # Held, not opened: nothing happens to whatever is there.
-        held = os.open(path, os.O_PATH | os.O_CLOEXEC)
-    except (OSError, ValueError):
+        held = walk.hold(path)
+    except OSError:
         return None  # no file is there: it was not a path
     through = f"/proc/self/fd/{held}"
     try:

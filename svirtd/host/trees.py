@@ -10,7 +10,9 @@ from typing import Final
 
 from svirtd.core.model import Identity
 from svirtd.errors import InvalidArgs
+from svirtd.host import walk
 from svirtd.host.kernel import Kernel, NoLabels
+from svirtd.host.walk import Facts
 
 # Or another kind of object by now: a link, say, which is not followed.
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -60,9 +62,9 @@ def labels_below(
         below = []
         try:
             for entry, info in _entries(folder, device):
-                if stat.S_ISDIR(info.st_mode):
+                if stat.S_ISDIR(info.mode):
                     below.append(entry)
-                elif stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode):
+                elif stat.S_ISREG(info.mode) or stat.S_ISBLK(info.mode):
                     found = _look(kernel, entry, info)
                     if found is not None:
                         yield found
@@ -76,27 +78,28 @@ def labels_below(
         yield None
 
 
-def _entries(folder: str, device: int) -> Iterator[tuple[str, os.stat_result]]:
+def _entries(folder: str, device: int) -> Iterator[tuple[str, Facts]]:
     """Yield what a directory has on this very file system. Raises OSError."""
     fd = os.open(folder, _DIRECTORY)
     try:
         with os.scandir(fd) as entries:
             for entry in entries:
                 try:
-                    info = entry.stat(follow_symlinks=False)
+                    # A user's FUSE file system may be mounted there: it is not asked.
+                    info = walk.facts_at(fd, entry.name)
                 except FileNotFoundError:
                     continue
-                if info.st_dev == device:
+                if info.identity.dev == device:
                     yield f"{folder}/{entry.name}", info
     finally:
         os.close(fd)
 
 
-def _look(kernel: Kernel, path: str, info: os.stat_result) -> Labelled | Unread | None:
+def _look(kernel: Kernel, path: str, info: Facts) -> Labelled | Unread | None:
     try:
         label = kernel.label_at(path)
     except NoLabels:
         return None  # and so without categories
     except OSError as error:
         return None if error.errno in _GONE else Unread(path, str(error.strerror))
-    return Labelled(path, Identity(info.st_dev, info.st_ino), label) if label else None
+    return Labelled(path, info.identity, label) if label else None

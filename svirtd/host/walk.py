@@ -27,6 +27,8 @@ _RESOLVE_NO_SYMLINKS: Final = 0x04
 _RESOLVE_CACHED: Final = 0x20
 _AT_STATX_DONT_SYNC: Final = 0x4000
 _AT_EMPTY_PATH: Final = 0x1000
+_AT_NO_AUTOMOUNT: Final = 0x800
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _STATX_WANTED: Final = 0x7FF | 0x1000  # what stat has, and the mount
 _STATX_BYTES: Final = 256
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -89,9 +91,18 @@ class Facts:
 
 def facts(fd: int) -> Facts:
     """Return what is known of an open or held object. Never waits. Raises OSError."""
+    return _facts(fd, b"", _AT_EMPTY_PATH)
+
+
+def facts_at(folder: int, name: str) -> Facts:
+    """Return what is known of an entry of an open folder, a link itself included; never asks what
+    is mounted there. Raises OSError."""
+    return _facts(folder, os.fsencode(name), _AT_SYMLINK_NOFOLLOW | _AT_NO_AUTOMOUNT)
+
+
+def _facts(fd: int, name: bytes, flags: int) -> Facts:
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _libc.statx(fd, b"", flags, _STATX_WANTED, buffer):
+    if _libc.statx(fd, name, flags | _AT_STATX_DONT_SYNC, _STATX_WANTED, buffer):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     links, uid, gid, mode = struct.unpack_from("=IIIH", buffer, 16)
@@ -168,6 +179,8 @@ def hold(path: str, links: Links = Links.ALL) -> int:
     has been opened, which may have an effect on a device or fifo. Raises OSError, NotEntered for a
     file system that is not entered.
     """
+    if not path.startswith("/") or "\0" in path:
+        _refuse(errno.ENOENT)
     try:
         # What the kernel remembers is asked of nobody.
         fd = _hold_cached(path, links)

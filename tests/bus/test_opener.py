@@ -519,7 +519,7 @@ def test_the_fuse_of_a_user_does_not_keep_the_daemon(
             )
             assert "file system of kind fuse" in error.text
             assert client.call("FindOwners", "s", str(disk / "b")) == [[]]
-            client.call("Verify", "ba{sv}", False, {})
+            client.call("Verify", "ba{sv}", False, {"scan": Variant("as", [str(tmp_path)])})
         assert client.error("Release", "sa{sv}", "vm", {}).name.endswith(".Drift")
         assert not fuse.asked()
     client.release("vm")

@@ -25,10 +25,10 @@ def of_kernel(daemon: Daemon) -> dict[str, object]:
     proc = Path(f"/proc/{daemon.pid}")
     status = [line for line in (proc / "status").read_text().splitlines() if _SAME.fullmatch(line)]
     fds = sorted(re.sub(r"\[\d+\]", "", fd) for fd in daemon.fds())
-    own = str(daemon.folder)
+    own, process = str(daemon.folder), f"/proc/{daemon.pid}/"
     return {
         "status": status,
-        "fds": [fd.replace(own, "") for fd in fds],
+        "fds": [fd.replace(own, "").replace(process, "") for fd in fds],
         "cwd": os.readlink(proc / "cwd"),
         "limits": (proc / "limits").read_text(),
         "cgroup": (proc / "cgroup").read_text(),
