@@ -162,12 +162,17 @@ def rekey(db: Database) -> None:
 
 
 def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
-    """Remember objects that may still carry the categories of a rank."""
+    """Remember objects that may still carry the categories of a rank, and whose VM had them."""
     now_us = time.time_ns() // 1000
+    (owner_uid,) = db.execute(
+        "SELECT coalesce((SELECT owner_uid FROM vm WHERE rank = ?1),"
+        " (SELECT max(owner_uid) FROM quarantine WHERE rank = ?1), 0)",
+        [rank],
+    ).fetchone()
     for one in suspects:
         db.execute(
             "INSERT INTO quarantine(rank, vm_name, dev, ino, path, label, reason, original,"
-            " restorable, since_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " restorable, since_us, owner_uid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
                 rank,
                 one.vm_name,
@@ -179,6 +184,7 @@ def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
                 one.original,
                 int(one.restorable),
                 now_us,
+                owner_uid,
             ],
         )
 
@@ -189,6 +195,16 @@ def retire(db: Database, rank: int) -> None:
         db.execute("UPDATE pool SET quarantined = quarantined + 1")
     else:
         _give_back(db, rank)
+
+
+def retired_of(db: Database, uid: int) -> int:
+    """Return how many sets of a user's earlier VMs are in quarantine. Not for root."""
+    (count,) = db.execute(
+        "SELECT count(DISTINCT rank) FROM quarantine WHERE owner_uid = ? AND owner_uid <> 0"
+        " AND rank NOT IN (SELECT rank FROM vm)",
+        [uid],
+    ).fetchone()
+    return int(count)
 
 
 def suspects(db: Database, limit: int, after: int = 0) -> list[Suspect]:

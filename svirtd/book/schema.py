@@ -170,6 +170,13 @@ def _owner(db: Database) -> None:
     db.execute("CREATE INDEX vm_owner ON vm(owner_uid) WHERE owner_uid <> 0")
 
 
+@migrations(name="0007-quarantine-owner")
+def _quarantine_owner(db: Database) -> None:
+    # Whose VM it was: a set that waits for a user's file is counted like a VM of his.
+    db.execute("ALTER TABLE quarantine ADD COLUMN owner_uid INTEGER NOT NULL DEFAULT 0")
+    db.execute("CREATE INDEX quarantine_owner ON quarantine(owner_uid) WHERE owner_uid <> 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

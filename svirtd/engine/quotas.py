@@ -30,6 +30,16 @@ def refuse_too_many(
             f"you have {vms} VMs; [limits] vms-per-user allows {limits.vms_per_user}: release or "
             "forget some"
         )
+    # A set that a file of his still carries is as good as taken: one user could bring all of them
+    # into quarantine, by moving his files about.
+    retired = pool.retired_of(db, caller.uid) if new else 0
+    if new and vms + retired >= limits.vms_per_user:
+        raise LimitsExceeded(
+            f"you have {vms} VMs, and the sets of {retired} earlier ones are in quarantine, since "
+            "files that were moved may still carry them; [limits] vms-per-user allows "
+            f"{limits.vms_per_user}: move the files back, or have root look for them (svirtctl "
+            "verify --repair --scan)"
+        )
     if holds + len(request.resources) > limits.resources_per_user:
         raise LimitsExceeded(
             f"your VMs hold {holds} resources, and {len(request.resources)} more would pass "

@@ -261,6 +261,40 @@ def _unsquat(me: Me, count: int) -> None:
         me.client.release(f"squat{number}")
 
 
+@against("one user has a bounded part of the book")
+def test_sets_left_in_quarantine(arena: Arena, ann: Account, ben: Account) -> None:
+    """A set that a moved file still carries is given to nobody: in the end none would be left."""
+    stranger = arena.stranger(ann)
+    arena.moved = True
+    made, refused = stranger.do(_leave_labels, str(arena.home(ann)), 80)
+    arena.verdict(made >= 80, f"{made} sets in quarantine for one user")
+    assert arena.root.manager()["PairsQuarantined"] == made
+    if not arena.without:
+        assert refused.startswith(LIMITS)
+        assert "vms-per-user" in refused
+        assert arena.root.vms() == {}
+        other = arena.stranger(ben)
+        other.acquire("bens")
+        other.release("bens")
+
+
+def _leave_labels(me: Me, folder: str, wanted: int) -> tuple[int, str]:
+    """Take disks, move each away while it is held, and put another one in its place."""
+    for number in range(wanted):
+        path = f"{folder}/disk"
+        with open(path, "wb") as disk:
+            disk.truncate(4096)
+        try:
+            me.client.acquire("vm", path)
+        except BusError as error:
+            return number, f"{error.name}: {error.text}"
+        os.rename(path, f"{folder}/{number}")
+        with open(path, "wb"):
+            pass
+        me.client.release("vm")
+    return wanted, ""
+
+
 def test_connections_that_come_and_go(arena: Arena, ann: Account, ben: Account) -> None:
     """Each is looked up once and forgotten: what the daemon keeps of callers is bounded."""
     stranger, other = arena.stranger(ann), arena.stranger(ben)
