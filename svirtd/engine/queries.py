@@ -36,6 +36,8 @@ class Queries:
         entry = await self._doors.store.read(look)
         if entry is None:
             raise NoSuchVM(f"no VM is named {shown(name)}; see svirtctl list")
+        # The policy may keep VMs of one domain from whoever may read of others.
+        await self._doors.authority.authorize(caller, Action.READ, vm=entry.vm)
         return entry
 
     async def vm_of_pid(self, caller: Caller, pid: int) -> VM:

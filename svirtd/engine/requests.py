@@ -132,8 +132,7 @@ class Requests:
     async def open_channel(self, caller: Caller, name: str, socket: str, id_: str) -> int:
         """Connect to a socket of a VM at the VM's level; the caller gets the descriptor."""
         check_socket_name(socket)
-        vm = await vm_named(self._doors, name)
-        _refuse_other(vm, id_)
+        vm = await self._meant(caller, name, id_)
         await self._doors.authority.authorize(caller, Action.CONNECT, vm=vm)
         if vm.state is not State.RUNNING or not vm.runtime_dir:
             raise Failed(
@@ -167,13 +166,23 @@ class Requests:
         allowed = ""
         while True:
             async with self._operations.names.hold(name):
-                vm = await vm_named(self._doors, name)
-                _refuse_other(vm, allowed or id_)
+                vm = await self._meant(caller, name, allowed or id_)
                 if allowed or self._doors.authority.at_once(caller, action, vm=vm):
                     yield vm
                     return
             await self._doors.authority.authorize(caller, action, vm=vm)
             allowed = vm.id
+
+    async def _meant(self, caller: Caller, name: str, id_: str) -> VM:
+        """Return the VM of this name, if it has this Id or none is given. Raises NoSuchVM."""
+        try:
+            vm = await vm_named(self._doors, name)
+            _refuse_other(vm, id_)
+        except NoSuchVM:
+            # What there is not is for those who may read; to others all names are alike.
+            self._doors.authority.at_once(caller, Action.READ)
+            raise
+        return vm
 
     def _refuse_too_many(self, request: Request) -> None:
         limit = self._doors.config.limits.resources

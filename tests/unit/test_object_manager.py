@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The second lock in every state of kernel and policy; the real policy is the guest tier's."""
 
+import asyncio
 import re
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -10,8 +12,12 @@ import pytest
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Mode, Standing
 from svirtd.engine.authorize import Action
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Entry
 from svirtd.engine.object_manager import ObjectManager
-from svirtd.errors import AccessDenied
+from svirtd.engine.queries import Queries
+from svirtd.engine.requests import Requests
+from svirtd.errors import AccessDenied, NoSuchVM
 from svirtd.host.audit import AuditLog
 from svirtd.host.journal import Journal, MessageId
 from svirtd.host.kernel import Access, Kernel, Status
@@ -87,6 +93,7 @@ def manager(
 def machine() -> VM:
     vm = object.__new__(VM)
     object.__setattr__(vm, "name", 'a "b" c')
+    object.__setattr__(vm, "id", "0123456789abcdef")
     object.__setattr__(vm, "process_context", VMS)
     return vm
 
@@ -192,3 +199,35 @@ def test_no_action_of_anybody_passes_by(action: Action) -> None:
     (permissions,) = re.findall(r"^\(class svirtd \(([a-z ]+)\)\)$", declared, re.M)
     assert {asked[3] for asked in kernel.asked} <= set(permissions.split())
     assert len(kernel.asked) == 2
+
+
+@pytest.mark.parametrize(("found", "meant"), [(None, ""), (machine(), "another")])
+def test_names_are_alike_to_whoever_may_not_read(found: VM | None, meant: str) -> None:
+    """Of a VM that is not there, too, only the policy's word is told."""
+
+    class Book:
+        async def read(self, _look: object) -> VM | None:
+            return found
+
+    requests = object.__new__(Requests)
+    for granted, error in ((False, AccessDenied), (True, NoSuchVM)):
+        authority = root_only(manager(FakeKernel(granted=granted)))
+        requests._doors = cast("Doors", SimpleNamespace(store=Book(), authority=authority))
+        with pytest.raises(error):
+            asyncio.run(requests._meant(ANN, "vm", meant))
+
+
+def test_one_vm_is_read_by_its_own_context_too() -> None:
+    entry = Entry(machine(), ())
+
+    class Book:
+        async def read(self, _look: object) -> Entry:
+            return entry
+
+    kernel = FakeKernel()
+    doors = SimpleNamespace(store=Book(), authority=root_only(manager(kernel)))
+    assert asyncio.run(Queries(cast("Doors", doors)).vm(ANN, "vm")) is entry
+    assert [asked[1:] for asked in kernel.asked] == [
+        (OWN, "svirtd", "read"),
+        (VMS, "svirtd", "read"),
+    ]
