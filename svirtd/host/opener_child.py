@@ -131,7 +131,8 @@ def command_label(kernel: Kernel, path: str) -> str | None:
                 f"command {path!r} cannot be run: uid {os.geteuid()} may not execute it, or it "
                 "lies on a file system that is mounted noexec"
             )
-        return kernel.read_label(f"/proc/self/fd/{held}")
+        # Without a policy there is nobody to judge by it.
+        return kernel.read_label(f"/proc/self/fd/{held}") if kernel.enabled() else None
     except NoLabels:
         return None
     except OSError as error:
