@@ -49,6 +49,8 @@ class Opener:
     def __init__(self, control: socket.socket, pid: int, deadline_s: int) -> None:
         self._control = control
         self._deadline_s = deadline_s
+        # One at a time waits for room: the loop tells one of a descriptor.
+        self._sending = asyncio.Lock()
         self.pid = pid
 
     @classmethod
@@ -104,15 +106,16 @@ class Opener:
                 ) from None
 
     async def _hand_over(self, uid: int, channel: socket.socket) -> None:
-        while True:
-            try:
-                socket.send_fds(self._control, [str(uid).encode()], [channel.fileno()])
-            except BlockingIOError:
-                await _ready(self._control, reading=False)
-            except OSError as error:
-                raise Failed(_GONE) from error
-            else:
-                return
+        async with self._sending:
+            while True:
+                try:
+                    socket.send_fds(self._control, [str(uid).encode()], [channel.fileno()])
+                except BlockingIOError:
+                    await _ready(self._control, reading=False)
+                except OSError as error:
+                    raise Failed(_GONE) from error
+                else:
+                    return
 
 
 @contextlib.contextmanager

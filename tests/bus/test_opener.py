@@ -62,8 +62,8 @@ def children_of(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def started() -> Iterator[Opener]:
-    opener = Opener.start(Kernel(), DEADLINE_S)
+def started(deadline_s: int = DEADLINE_S) -> Iterator[Opener]:
+    opener = Opener.start(Kernel(), deadline_s)
     try:
         yield opener
         wait_for("no child is left", lambda: not children_of(opener.pid))
@@ -351,6 +351,15 @@ def test_one_that_hangs_stops_nobody_else(
         assert len(children_of(opener.pid)) == CHILDREN_PER_ACCOUNT
         # Let go before the opener is asked whether children are left.
         subprocess.run(["umount", "-f", mounted], check=False, capture_output=True)
+
+
+def test_many_at_once(sandbox: object) -> None:
+    """More than the way to the opener has room for."""
+    accounts = [Account(5000 + number, 5000, (5000,)) for number in range(50)]
+    info, job = os.stat("/etc"), {"do": "identity", "path": "/etc"}
+    with started(deadline_s=60) as opener:
+        works = [opener.do(account, job) for account in accounts for _ in range(8)]
+        assert run(opener, *works) == [Answer([], [info.st_dev, info.st_ino])] * len(works)
 
 
 def test_a_child_that_its_account_has_stopped_is_ended(
