@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from svirtd.core.model import Access, Lifetime
+from svirtd.core.model import Access, Lifetime, Override
 from svirtd.ctl import arguments
 from svirtd.ctl.client import Client
 from svirtd.ctl.failures import Failure
@@ -71,6 +71,14 @@ def request_options(function: _F) -> _F:
             type=click.Choice([str(one) for one in Lifetime]),
             help="release: until somebody releases it (the default). caller: svirtctl stays, and "
             "the VM is released when it ends.",
+        ),
+        click.option(
+            "--override",
+            "overrides",
+            type=click.Choice([str(one) for one in Override]),
+            multiple=True,
+            help="Lift a rule about the disks, which takes an administrator. owner: they may be "
+            "anybody's. links: they may have more than one name. Repeatable.",
         ),
         click.option("--persistent", is_flag=True, help="Keep name and categories after release."),
         click.option(

@@ -20,6 +20,7 @@ class Options:
     goal: str | None = None
     persistent: bool = False
     lifetime: Lifetime | None = None
+    overrides: Sequence[str] = ()
     user: str | None = None
     environment: Sequence[str] = ()
     working_directory: str | None = None
@@ -37,6 +38,8 @@ class Options:
         found = {key: Variant("s", text) for key, text in texts.items() if text is not None}
         if self.persistent:
             found["persistent"] = Variant("b", True)
+        if self.overrides:
+            found["override"] = Variant("as", list(self.overrides))
         if self.environment:
             found["environment"] = Variant("as", list(self.environment))
         if self.properties:

@@ -257,6 +257,17 @@ def test_persistent_and_forget(ctl: Ctl, client: Client, tmp_path: Path) -> None
     assert client.vms() == {}
 
 
+def test_a_rule_is_lifted(ctl: Ctl, client: Client, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.img")
+    os.link(disk, tmp_path / "other.img")
+    refused = ctl.refused(Exit.REFUSED, "acquire", "web", "--disk", "a.img")
+    assert "hard links" in refused["message"]
+    ctl.text("acquire", "web", "--disk", "a.img", "--override", "links", "--override", "owner")
+    assert label(disk) == client.properties("web")["ImageContext"]
+    ctl.text("release", "web")
+    assert ctl.run("acquire", "web", "--override", "type").returncode == Exit.USAGE
+
+
 def test_refusals_have_their_exit_codes(ctl: Ctl, tmp_path: Path) -> None:
     for command in (["show"], ["release"], ["forget"]):
         error = ctl.refused(Exit.NOT_FOUND, *command, "none")
