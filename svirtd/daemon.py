@@ -137,16 +137,15 @@ def _give_up(journal: Journal, why: str, code: int) -> int:
 
 def _run(config: Config, config_path: str | None, journal: Journal) -> None:
     kernel = Kernel()
-    with beside_opener(kernel) as opener:
-        contexts = base_contexts(kernel, config)
-        enforcement = Enforcement(kernel, config, contexts)
-        enforcement.check_start()
-        with keeper.book(config, journal) as store:
-            text = PoolText(config.private, config.groups, config.reserved, config.private_size)
-            shape = config.shape
-            order = store.now(lambda db: pool.prepare(db, text, shape))
-            daemon = _Daemon(config, config_path, journal)
-            asyncio.run(daemon.serve(kernel, opener, enforcement, contexts, store, shape, order))
+    contexts = base_contexts(kernel, config)
+    enforcement = Enforcement(kernel, config, contexts)
+    enforcement.check_start()
+    with beside_opener(kernel) as opener, keeper.book(config, journal) as store:
+        text = PoolText(config.private, config.groups, config.reserved, config.private_size)
+        shape = config.shape
+        order = store.now(lambda db: pool.prepare(db, text, shape))
+        daemon = _Daemon(config, config_path, journal)
+        asyncio.run(daemon.serve(kernel, opener, enforcement, contexts, store, shape, order))
 
 
 class _Daemon:

@@ -56,7 +56,11 @@ class Opener:
     @classmethod
     def start(cls, kernel: Kernel, deadline_s: int = DEADLINE_S) -> Self:
         """Fork the opener. Raises StartError if this process has threads already."""
-        if threading.active_count() > 1 or len(os.listdir("/proc/self/task")) > 1:
+        try:
+            tasks = len(os.listdir("/proc/self/task"))
+        except OSError as error:
+            raise StartError(f"/proc cannot be read ({error.strerror}); mount it") from error
+        if threading.active_count() > 1 or tasks > 1:
             raise StartError("the opener must be forked before the first thread is started")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         daemon, pid = os.getpid(), os.fork()
