@@ -5,6 +5,7 @@ They are forked from the tester and give up everything that it has: user, groups
 descriptors. What one is told to do is a function of a module, which gets the process's own view.
 """
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -17,9 +18,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from svirtd.host.bus import BusError, Message
+from tests.sandbox import kernel
 from tests.sandbox.accounts import Account
 from tests.support import DEADLINE_S, MANAGER, ROOT, Client
 
@@ -27,6 +29,7 @@ _RENAME_EXCHANGE: Final = 2
 _AT_FDCWD: Final = -100
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_DUMPABLE: Final = 4
+_ROOT: Final = Account("root", 0, 0)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -125,30 +128,25 @@ def _message(
     return me.client.message(member, signature, *body, path=path, interface=interface, fds=fds)
 
 
-class Swapper:
-    """A process that exchanges two names as fast as the kernel lets it, under an account."""
+class Changer:
+    """A process that changes what names lead to as fast as the kernel lets it."""
 
-    def __init__(self, account: Account, first: str, second: str) -> None:
+    def __init__(self, account: Account, change: Callable[[], None]) -> None:
         self._counter = mmap.mmap(-1, 8)
-        arguments = (_AT_FDCWD, first.encode(), _AT_FDCWD, second.encode(), _RENAME_EXCHANGE)
 
-        def swap() -> None:
+        def work() -> None:
             done = 0
             while True:
                 for _ in range(64):
-                    if _libc.renameat2(*arguments):
-                        number = ctypes.get_errno()
-                        if number != errno.ENOENT:
-                            raise OSError(number, f"renameat2 {first} {second}")
-                        time.sleep(0.01)  # they are gone for now, or for good
+                    change()
                 done += 64
                 self._counter[:] = struct.pack("=q", done)
 
-        self._pid = _fork(account, swap)
+        self._pid = _fork(account, work)
 
     @property
     def count(self) -> int:
-        """How many times the two were exchanged so far."""
+        """How many times they were changed so far."""
         (done,) = struct.unpack("=q", self._counter[:])
         return int(done)
 
@@ -157,13 +155,49 @@ class Swapper:
         os.kill(self._pid, signal.SIGKILL)
         _, status = os.waitpid(self._pid, 0)
         self._counter.close()
-        assert os.WIFSIGNALED(status), "the swapper ended by itself"
+        assert os.WIFSIGNALED(status), "the process that changes names ended by itself"
 
-    def __enter__(self) -> "Swapper":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Swapper(Changer):
+    """Exchanges two names, under an account."""
+
+    def __init__(self, account: Account, first: str, second: str) -> None:
+        arguments = (_AT_FDCWD, first.encode(), _AT_FDCWD, second.encode(), _RENAME_EXCHANGE)
+
+        def swap() -> None:
+            if _libc.renameat2(*arguments):
+                number = ctypes.get_errno()
+                if number != errno.ENOENT:
+                    raise OSError(number, f"renameat2 {first} {second}")
+                time.sleep(0.01)  # they are gone for now, or for good
+
+        super().__init__(account, swap)
+
+
+class Mounter(Changer):
+    """Mounts one folder over another and takes the mount away: who has root do that is trusted."""
+
+    def __init__(self, source: str, target: str) -> None:
+        self._target = target
+
+        def change() -> None:
+            kernel.bind(source, target)
+            kernel.detach(target)
+
+        super().__init__(_ROOT, change)
+
+    def close(self) -> None:
+        """End it, and whatever it has left mounted."""
+        super().close()
+        with contextlib.suppress(OSError):  # nothing is mounted there (any more)
+            while True:
+                kernel.detach(self._target)
 
 
 def become(account: Account) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from svirtd.host.bus import BusError
 from tests.attacks.arena import Arena
 from tests.attacks.defences import against
-from tests.attacks.stranger import Stranger, Swapper
+from tests.attacks.stranger import Changer, Mounter, Stranger, Swapper
 from tests.sandbox.accounts import Account
 from tests.support import label, resources, set_label
 
@@ -27,7 +27,7 @@ CALLS_WEAK = 400
 class Duel:
     """Calls against swaps: goes on until both have happened often enough, or the attack has won."""
 
-    def __init__(self, arena: Arena, swapper: Swapper, victim: Path) -> None:
+    def __init__(self, arena: Arena, swapper: Changer, victim: Path) -> None:
         arena.moved = True
         self._arena = arena
         self._swapper = swapper
@@ -67,7 +67,7 @@ def take(duel: Duel, stranger: Stranger, path: Path, access: str = "exclusive") 
         stranger.release("swap")
 
 
-def judge(arena: Arena, duel: Duel, swapper: Swapper, what: str) -> None:
+def judge(arena: Arena, duel: Duel, swapper: Changer, what: str) -> None:
     """Say who has won; both sides must have worked for it."""
     arena.verdict(duel.won, f"{what}: {duel.calls} calls, {swapper.count} swaps")
     if not arena.without:
@@ -104,6 +104,22 @@ def test_a_link_in_place_of_its_folder(arena: Arena, ann: Account) -> None:
         duel = Duel(arena, swapper, victim)
         take(duel, stranger, disk, "readonly")
         judge(arena, duel, swapper, "a link in place of a folder")
+
+
+@against("files are opened as the caller, and owned by it")
+def test_a_mount_in_place_of_its_folder(arena: Arena, ann: Account) -> None:
+    """Whatever mounts for users (removable disks, containers) covers the folder with another."""
+    victim = arena.victim(ann)
+    folder = arena.home(ann)
+    inner = folder / "inner"
+    inner.mkdir()
+    os.chown(inner, ann.uid, ann.gid)
+    disk = arena.disk(ann, victim.name, folder=inner)
+    stranger = arena.stranger(ann)
+    with Mounter(str(victim.parent), str(inner)) as mounter:
+        duel = Duel(arena, mounter, victim)
+        take(duel, stranger, disk, "readonly")
+        judge(arena, duel, mounter, "a mount in place of a folder")
 
 
 @against("files are opened as the caller, and owned by it")
