@@ -50,6 +50,7 @@ class Limits:
     dialogs_per_user: int = 3
     pending_bytes: int = 67_108_864
     pending_bytes_per_user: int = 8_388_608
+    pending_fds_per_user: int = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +190,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
         "pending_bytes_per_user",
         _number(1, 1_000_000_000),
     ),
+    ("limits", "pending-fds-per-user"): ("pending_fds_per_user", _number(1, 1_000_000)),
     ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
     ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
     ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),

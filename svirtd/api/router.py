@@ -29,7 +29,7 @@ from svirtd.api.contract import (
 )
 from svirtd.api.objects import Call, Handler, Objects, Reply, job_number
 from svirtd.api.refusals import Refusals
-from svirtd.api.turns import Turns
+from svirtd.api.turns import Load, Turns
 from svirtd.config import Limits
 from svirtd.core.names import shown, unescape_path
 from svirtd.errors import (
@@ -116,7 +116,7 @@ class Router:
     def _on_call(self, msg: Message) -> None:
         try:
             self._refuse_unread(msg)
-            self._turns.admit(msg.sender, self._callers.uid(msg.sender), len(msg.raw))
+            self._turns.admit(msg.sender, self._callers.uid(msg.sender), _load(msg))
         except SvirtError as refusal:
             if isinstance(refusal, LimitsExceeded) and msg.flags & MessageFlag.NO_REPLY_EXPECTED:
                 # Whoever does not wait for answers is not held back by this one.
@@ -139,7 +139,7 @@ class Router:
             raise Failed("svirtd is stopping; try again when it is back")
 
     async def _serve(self, msg: Message) -> None:
-        size = len(msg.raw)
+        load = _load(msg)
         try:
             # Answering is inside: a value that cannot be sent must not leave the caller waiting.
             self._reply(msg, await self._answer(msg))
@@ -155,7 +155,7 @@ class Router:
             self._reply_error(msg, refusal)
         finally:
             self._close_fds(msg)
-            self._turns.leave(msg.sender, size)
+            self._turns.leave(msg.sender, load)
 
     async def _answer(self, msg: Message) -> Reply:
         vm_name, job = self._object(msg.path)
@@ -169,7 +169,7 @@ class Router:
         caller = await self._callers.of(msg.sender)
         if msg.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION:
             caller = replace(caller, interactive=True)
-        async with self._turns.turn(caller.uid, len(msg.raw)):
+        async with self._turns.turn(caller.uid, _load(msg)):
             try:
                 read_body(msg, self._values_max())
             except ValueError as error:
@@ -329,6 +329,10 @@ class Router:
         for fd in msg.unix_fds:
             os.close(fd)
         msg.unix_fds = []
+
+
+def _load(msg: Message) -> Load:
+    return Load(1, len(msg.raw), len(msg.unix_fds))
 
 
 def _unread(why: str) -> LimitsExceeded:

@@ -3,8 +3,8 @@
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from typing import Final
 
 from svirtd.config import Limits
@@ -15,10 +15,27 @@ _ROOT: Final = 0
 _SMALL_BYTES: Final = 16 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What calls that wait take of the daemon: of its memory, and of its descriptors."""
+
+    calls: int = 0
+    bytes: int = 0
+    fds: int = 0
+
+    def __add__(self, other: "Load") -> "Load":
+        return Load(self.calls + other.calls, self.bytes + other.bytes, self.fds + other.fds)
+
+    def __sub__(self, other: "Load") -> "Load":
+        return Load(self.calls - other.calls, self.bytes - other.bytes, self.fds - other.fds)
+
+
+_NOTHING: Final = Load()
+
+
 class _User:
     def __init__(self, at_once: int) -> None:
-        self.calls = 0
-        self.bytes = 0
+        self.load = _NOTHING
         self.turns = asyncio.Semaphore(at_once)
 
 
@@ -30,71 +47,77 @@ class Turns:
 
     def __init__(self, limits: Callable[[], Limits]) -> None:
         self._limits = limits
-        self._senders: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter()
+        self._all = _NOTHING
+        self._senders: dict[str, Load] = {}
         self._users: dict[int, _User] = {}
         # Set while no call is under way.
         self.idle = asyncio.Event()
         self.idle.set()
 
-    def admit(self, sender: str, uid: int | None, size: int) -> None:
-        """Count a call of `size` bytes; `uid` is None while nobody knows whose it is.
+    def admit(self, sender: str, uid: int | None, load: Load) -> None:
+        """Count a call; `uid` is None while nobody knows whose it is.
 
         Raises LimitsExceeded, and counts nothing then. Else leave() is to follow.
         """
         limits = self._limits()
-        if self._senders[sender] >= limits.pending_calls_per_sender:
+        his = self._senders.get(sender, _NOTHING)
+        if his.calls >= limits.pending_calls_per_sender:
             raise LimitsExceeded(
                 f"you have [limits] pending-calls-per-sender = {limits.pending_calls_per_sender} "
                 "calls under way; wait for some to end"
             )
-        if uid is not None:
-            self._refuse_too_many(uid, size)
-        self._refuse_too_large(sender, uid, size)
-        # Those who fill what is for all must not keep others out: root, and the first calls of a
-        # connection, since whose it is is known a moment later only.
-        passes = uid == _ROOT or self._senders[sender] < limits.calls_at_once_per_user
-        if self._senders.total() >= limits.pending_calls and not passes:
-            raise LimitsExceeded(
-                f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
-            )
-        self._senders[sender] += 1
-        self._bytes[sender] += size
+        if uid != _ROOT:
+            if uid is not None:
+                self._refuse_too_many(uid, load)
+            # Of one connection as of one user, whose other ones are not known yet.
+            self._refuse_too_large(his + load)
+        self._refuse_for_all(his, uid, load)
+        self._senders[sender] = his + load
+        self._all += load
         self.idle.clear()
 
-    def leave(self, sender: str, size: int) -> None:
+    def leave(self, sender: str, load: Load) -> None:
         """A call that was admitted has ended."""
-        self._senders[sender] -= 1
-        self._bytes[sender] -= size
-        if not self._senders[sender]:
-            del self._senders[sender], self._bytes[sender]
+        self._all -= load
+        self._senders[sender] -= load
+        if not self._senders[sender].calls:
+            del self._senders[sender]
         if not self._senders:
             self.idle.set()
 
-    def _refuse_too_many(self, uid: int, size: int) -> None:
-        limits, user = self._limits(), self._users.get(uid)
+    def _refuse_too_many(self, uid: int, load: Load) -> None:
+        limit, user = self._limits().pending_calls_per_user, self._users.get(uid)
         if user is None:
             return
-        if user.calls >= limits.pending_calls_per_user:
+        if user.load.calls >= limit:
             raise LimitsExceeded(
-                f"uid {uid} has [limits] pending-calls-per-user = {limits.pending_calls_per_user} "
-                "calls under way; wait for some to end"
+                f"uid {uid} has [limits] pending-calls-per-user = {limit} calls under way; wait "
+                "for some to end"
             )
-        if user.bytes + size > limits.pending_bytes_per_user:
-            raise _too_large("pending-bytes-per-user", limits.pending_bytes_per_user)
+        self._refuse_too_large(user.load + load)
 
-    def _refuse_too_large(self, sender: str, uid: int | None, size: int) -> None:
-        """Calls wait in memory: a few large ones of many connections must not fill it."""
+    def _refuse_too_large(self, would_be: Load) -> None:
+        limits = self._limits()
+        if would_be.bytes > limits.pending_bytes_per_user:
+            raise _too_large("pending-bytes-per-user", limits.pending_bytes_per_user, "bytes")
+        if would_be.fds > limits.pending_fds_per_user:
+            raise _too_large("pending-fds-per-user", limits.pending_fds_per_user, "descriptors")
+
+    def _refuse_for_all(self, his: Load, uid: int | None, load: Load) -> None:
+        """Those who fill what is for all must not keep others out: root, and the first calls of a
+        connection, since whose it is is known a moment later only."""
         limits = self._limits()
         if uid == _ROOT:
             return
-        if self._bytes[sender] + size > limits.pending_bytes_per_user:
-            raise _too_large("pending-bytes-per-user", limits.pending_bytes_per_user)
-        if size > _SMALL_BYTES and self._bytes.total() + size > limits.pending_bytes:
-            raise _too_large("pending-bytes", limits.pending_bytes)
+        if his.calls >= limits.calls_at_once_per_user and self._all.calls >= limits.pending_calls:
+            raise LimitsExceeded(
+                f"[limits] pending-calls = {limits.pending_calls} calls are under way; try later"
+            )
+        if load.bytes > _SMALL_BYTES and self._all.bytes + load.bytes > limits.pending_bytes:
+            raise _too_large("pending-bytes", limits.pending_bytes, "bytes")
 
     @contextlib.asynccontextmanager
-    async def turn(self, uid: int, size: int) -> AsyncIterator[None]:
+    async def turn(self, uid: int, load: Load) -> AsyncIterator[None]:
         """Wait for this user's turn and have it for as long as the block runs.
 
         Raises LimitsExceeded if too many of his calls are under way already.
@@ -102,23 +125,21 @@ class Turns:
         if uid == _ROOT:
             yield
             return
-        self._refuse_too_many(uid, size)
+        self._refuse_too_many(uid, load)
         user = self._users.get(uid)
         if user is None:
             user = self._users[uid] = _User(self._limits().calls_at_once_per_user)
-        user.calls += 1
-        user.bytes += size
+        user.load += load
         try:
             async with user.turns:
                 yield
         finally:
-            user.calls -= 1
-            user.bytes -= size
-            if not user.calls:
+            user.load -= load
+            if not user.load.calls:
                 del self._users[uid]
 
 
-def _too_large(name: str, limit: int) -> LimitsExceeded:
+def _too_large(name: str, limit: int, of: str) -> LimitsExceeded:
     return LimitsExceeded(
-        f"calls of more than [limits] {name} = {limit} bytes would be under way; send less at once"
+        f"calls with more than [limits] {name} = {limit} {of} would be under way; send less at once"
     )

@@ -142,6 +142,7 @@ listed-vms = 11
 dialogs-per-user = 12
 pending-bytes = 13
 pending-bytes-per-user = 14
+pending-fds-per-user = 15
 [polkit]
 dialog-timeout = 60
 """
@@ -170,7 +171,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         drift_repair=False,
         drift_interval_s=10,
         dialog_timeout_s=60,
-        limits=Limits(*range(1, 15)),
+        limits=Limits(*range(1, 16)),
     )
     assert read.shape.private == tuple(range(1, 9))
     assert read.group_categories == {20}

@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from svirtd.api.turns import Turns
+from svirtd.api.turns import Load, Turns
 from svirtd.config import Limits
 from svirtd.errors import LimitsExceeded
 
@@ -27,7 +27,7 @@ class Calls:
         await asyncio.sleep(0)
 
     async def _call(self, uid: int) -> None:
-        async with self.turns.turn(uid, 100):
+        async with self.turns.turn(uid, Load(1, 100)):
             self.inside.append(uid)
             await self.go.wait()
 
@@ -38,7 +38,7 @@ def test_one_users_calls_wait_and_anothers_do_not() -> None:
         await calls.make(1000, 5)
         assert calls.inside == [1000, 1000]
         with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls-per-user = 5"):
-            async with calls.turns.turn(1000, 100):
+            async with calls.turns.turn(1000, Load(1, 100)):
                 pytest.fail("a sixth call")
         await calls.make(1001, 1)
         assert calls.inside == [1000, 1000, 1001]
@@ -81,23 +81,22 @@ def test_who_fills_the_limit_on_all_keeps_nobody_out() -> None:
         turns = Turns(lambda: limits)
         assert turns.idle.is_set()
         for _ in range(3):
-            turns.admit(":1.1", 1000, 100)
+            turns.admit(":1.1", 1000, Load(1, 100))
         with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls-per-sender = 3"):
-            turns.admit(":1.1", 1000, 100)
-        turns.admit(":1.2", 1000, 100)
+            turns.admit(":1.1", 1000, Load(1, 100))
+        turns.admit(":1.2", 1000, Load(1, 100))
         # First calls come through, also of connections that nobody knows whose they are.
         for sender, uid in ((":1.3", 1000), (":1.4", None)):
-            turns.admit(sender, uid, 100)
+            turns.admit(sender, uid, Load(1, 100))
             with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-calls = 4"):
-                turns.admit(sender, uid, 100)
-        turns.admit(":1.5", 0, 100)
-        turns.admit(":1.5", 0, 100)
+                turns.admit(sender, uid, Load(1, 100))
+        turns.admit(":1.5", 0, Load(1, 100))
+        turns.admit(":1.5", 0, Load(1, 100))
         for sender in (*[":1.1"] * 3, ":1.2", ":1.3", ":1.4", ":1.5", ":1.5"):
             assert not turns.idle.is_set()
-            turns.leave(sender, 100)
+            turns.leave(sender, Load(1, 100))
         assert turns.idle.is_set()
         assert not turns._senders
-        assert not turns._bytes
 
     asyncio.run(work())
 
@@ -107,28 +106,49 @@ def test_large_calls_do_not_fill_the_memory() -> None:
 
     async def work() -> None:
         turns = Turns(lambda: limits)
-        turns.admit(":1.1", None, 60_000)
+        turns.admit(":1.1", None, Load(1, 60_000))
         with pytest.raises(LimitsExceeded, match=r"pending-bytes-per-user = 100000"):
-            turns.admit(":1.1", None, 60_000)
-        async with turns.turn(1000, 60_000):
+            turns.admit(":1.1", None, Load(1, 60_000))
+        async with turns.turn(1000, Load(1, 60_000)):
             # His other connections count too, once it is known that they are his.
             with pytest.raises(LimitsExceeded, match=r"pending-bytes-per-user = 100000"):
-                turns.admit(":1.2", 1000, 60_000)
+                turns.admit(":1.2", 1000, Load(1, 60_000))
             with pytest.raises(LimitsExceeded, match=r"pending-bytes-per-user = 100000"):
-                async with turns.turn(1000, 60_000):
+                async with turns.turn(1000, Load(1, 60_000)):
                     pytest.fail("too large")
         for number in range(3):
-            turns.admit(f":1.1{number}", None, 60_000)
+            turns.admit(f":1.1{number}", None, Load(1, 60_000))
         with pytest.raises(LimitsExceeded, match=r"\[limits\] pending-bytes = 250000"):
-            turns.admit(":1.3", 1001, 60_000)
-        turns.admit(":1.3", 1001, 1_000)
-        turns.admit(":1.4", 0, 900_000)
+            turns.admit(":1.3", 1001, Load(1, 60_000))
+        turns.admit(":1.3", 1001, Load(1, 1_000))
+        turns.admit(":1.4", 0, Load(1, 900_000))
         for sender, size in ((":1.1", 60_000), (":1.3", 1_000), (":1.4", 900_000)):
-            turns.leave(sender, size)
+            turns.leave(sender, Load(1, size))
         for number in range(3):
-            turns.leave(f":1.1{number}", 60_000)
+            turns.leave(f":1.1{number}", Load(1, 60_000))
         assert turns.idle.is_set()
-        assert not turns._bytes
         assert turns._users == {}
+
+    asyncio.run(work())
+
+
+def test_descriptors_are_counted() -> None:
+    limits = Limits(pending_fds_per_user=20)
+
+    async def work() -> None:
+        turns = Turns(lambda: limits)
+        turns.admit(":1.1", None, Load(1, 100, 16))
+        with pytest.raises(LimitsExceeded, match=r"pending-fds-per-user = 20 descriptors"):
+            turns.admit(":1.1", None, Load(1, 100, 5))
+        async with turns.turn(1000, Load(1, 100, 16)):
+            with pytest.raises(LimitsExceeded, match=r"pending-fds-per-user = 20 descriptors"):
+                turns.admit(":1.2", 1000, Load(1, 100, 5))
+            turns.admit(":1.2", 1000, Load(1, 100, 4))
+            turns.admit(":1.3", 0, Load(1, 100, 100))
+        for sender, fds in ((":1.1", 16), (":1.2", 4), (":1.3", 100)):
+            turns.leave(sender, Load(1, 100, fds))
+        assert turns.idle.is_set()
+        assert turns._all == Load()
+        assert (turns._senders, turns._users) == ({}, {})
 
     asyncio.run(work())
