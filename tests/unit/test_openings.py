@@ -1,16 +1,33 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What the policy keeps from a caller's own context is kept from it by svirtd, too."""
 
-from typing import Any, cast
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from svirtd.core.mcs import Context, parse_context
-from svirtd.core.model import Access, Caller, Identity, Kind, Seen
+from svirtd.core.model import (
+    Access,
+    Caller,
+    Identity,
+    Kind,
+    Lifetime,
+    Override,
+    Request,
+    ResourceRequest,
+    Seen,
+)
 from svirtd.core.separation import Decision
 from svirtd.engine import openings
-from svirtd.errors import Failed, InvalidArgs, LabelRefused, ResourceRefused
+from svirtd.engine.authorize import Action
+from svirtd.errors import AccessDenied, Failed, InvalidArgs, LabelRefused, ResourceRefused
 from svirtd.host.kernel import Kernel
+
+if TYPE_CHECKING:
+    from svirtd.engine.doors import Doors
 
 USER = "user_u:user_r:user_t:s0"
 IMAGE = "system_u:object_r:virt_image_t:s0"
@@ -145,3 +162,28 @@ def test_an_account_is_what_the_bus_says() -> None:
     for groups in (None, ()):
         with pytest.raises(Failed, match="in which groups"):
             openings.account_of(Caller(":1.1", 1000, groups=groups))
+
+
+def test_the_policy_is_asked_before_root_lifts_a_rule() -> None:
+    """A confined service that runs as root is no less confined for naming an override."""
+    asked: list[Action] = []
+
+    class Denying:
+        async def authorize(self, _caller: Caller, action: Action) -> None:
+            asked.append(action)
+            raise AccessDenied("the policy does not let you")
+
+    doors = cast("Doors", SimpleNamespace(authority=Denying()))
+    resource = ResourceRequest("/a.img", None, Access.EXCLUSIVE)
+    plain = Request("vm", (resource,), "isolated", "", False, Lifetime.RELEASE, frozenset())
+    lifting = replace(plain, overrides=frozenset({Override.LINKS}))
+
+    async def work(request: Request) -> None:
+        async with openings.Openings(doors).lifted(Caller(":1.1", 0), request) as held:
+            assert held is None
+
+    asyncio.run(work(plain))
+    assert asked == []
+    with pytest.raises(AccessDenied):
+        asyncio.run(work(lifting))
+    assert asked == [Action.USE_ANY_FILE]
