@@ -145,7 +145,8 @@ class _Server:
         if not self._running[child.uid]:
             del self._running[child.uid]
         waiting = self._waiting.get(child.uid)
-        if waiting:
+        # Until one has been started: nobody may wait for the first of them any more.
+        while waiting and self._running[child.uid] < CHILDREN_PER_ACCOUNT:
             self._start(child.uid, waiting.popleft())
         if not waiting:
             self._waiting.pop(child.uid, None)

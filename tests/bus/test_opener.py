@@ -362,6 +362,31 @@ def test_many_at_once(sandbox: object) -> None:
         assert run(opener, *works) == [Answer([], [info.st_dev, info.st_ino])] * len(works)
 
 
+def test_whoever_waits_behind_those_that_have_left_has_his_turn(
+    sandbox: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spy(*_: object) -> tuple[list[int], list[Any]]:
+        time.sleep(1)
+        return [], ["done"]
+
+    spying(monkeypatch, spy)
+
+    async def main(opener: Opener) -> Answer:
+        jobs = [
+            asyncio.ensure_future(opener.do(USER, {"do": "spy"}))
+            for _ in range(2 * CHILDREN_PER_ACCOUNT)
+        ]
+        await asyncio.sleep(0.3)
+        last = asyncio.ensure_future(opener.do(USER, {"do": "spy"}))
+        for job in jobs[CHILDREN_PER_ACCOUNT:]:
+            job.cancel()
+        await asyncio.wait(jobs)
+        return await last
+
+    with started(deadline_s=10) as opener:
+        assert asyncio.run(main(opener)) == Answer([], ["done"])
+
+
 def test_a_child_that_its_account_has_stopped_is_ended(
     sandbox: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
