@@ -16,7 +16,7 @@ from typing import Final
 
 from tests.guest import build, cuts, machine
 
-_LIMIT_S: Final = {"tests": 1200.0, "demo": 300.0, "compare": 1500.0}
+_LIMIT_S: Final = {"tests": 2400.0, "demo": 300.0, "compare": 1500.0}
 _CUTS: Final = 10
 _ON_OLDER: Final = tuple(
     f"tests/guest/inside/test_{name}.py"
