@@ -4,6 +4,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from svirtd.core.matrix import Cell
 from svirtd.core.model import VM, Finding, Hold, JobView
 from svirtd.core.plan import Plan
 from svirtd.host.bus import Variant
@@ -116,6 +117,20 @@ def finding(one: Finding) -> dict[str, Variant]:
         "reason": Variant("s", one.reason),
         "repair": Variant("s", one.repair),
         "repaired": Variant("b", one.repaired),
+    }
+
+
+def cell(one: Cell, *, by_policy: bool) -> dict[str, Variant]:
+    """Return a cell of the matrix, as Matrix tells it."""
+    return {
+        "vm": Variant("s", one.vm_name),
+        "kind": Variant("s", "vm" if one.is_vm else "resource"),
+        "object": Variant("s", one.what),
+        "granted": Variant("as", sorted(one.granted)),
+        "allowed": Variant("as", sorted(one.allowed)),
+        "surplus": Variant("as", sorted(one.surplus)),
+        "shortfall": Variant("as", sorted(one.shortfall)),
+        "by": Variant("s", "policy" if by_policy else "algebra"),
     }
 
 

@@ -24,6 +24,7 @@ from svirtd.engine.backups import Backups
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Listener
 from svirtd.engine.jobs import Jobs
+from svirtd.engine.matrix import Matrix
 from svirtd.engine.queries import Queries
 from svirtd.engine.requests import Requests
 from svirtd.engine.verify import Verify
@@ -89,6 +90,7 @@ class Objects(Listener):
         self._backups = backups
         self._jobs = jobs
         self._doors = doors
+        self._matrix_ = Matrix(doors)
         self.emit: Emit = lambda *_: None
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
@@ -105,6 +107,7 @@ class Objects(Listener):
             (MANAGER, "FindOwners"): self._find_owners,
             (MANAGER, "Backup"): self._backup,
             (MANAGER, "Verify"): self._verify,
+            (MANAGER, "Matrix"): self._matrix,
             (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
             (VM, "OpenChannel"): self._open_channel,
@@ -173,6 +176,11 @@ class Objects(Listener):
         wanted = wire.read_verify(repair, options)
         findings = await self._verify_.run(call.caller, wanted)
         return Reply([[answers.finding(one) for one in findings]])
+
+    async def _matrix(self, call: Call) -> Reply:
+        wire.no_options(call.body[0])
+        cells, by_policy = await self._matrix_.run(call.caller)
+        return Reply([[answers.cell(one, by_policy=by_policy) for one in cells]])
 
     async def _backup(self, call: Call) -> Reply:
         wire.no_options(call.body[0])

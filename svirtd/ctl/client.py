@@ -167,6 +167,11 @@ class Client:
             raise
         return list(plain(findings))
 
+    async def matrix(self) -> list[Values]:
+        """Return what each VM can do to each resource and each other VM."""
+        (cells,) = await self._manager("Matrix", "a{sv}", [{}], "aa{sv}")
+        return list(plain(cells))
+
     async def vm(self, name: str) -> Values:
         """Return every property of a VM."""
         return await self._get_all(await self._path_of(name), _VM)

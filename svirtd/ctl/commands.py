@@ -268,6 +268,21 @@ def verify(folders: Sequence[str], repair: bool) -> int:
 
 
 @click.command()
+@click.option("--all", "everything", is_flag=True, help="Print every question that was asked.")
+@json_option
+def matrix(everything: bool) -> int:
+    """Compare what VMs can do with what was granted.
+
+    The loaded policy is asked about each VM with each resource and each other VM. Prints what is
+    granted and what differs. Exits with 1 if a VM can do more or less.
+    """
+    cells = ask(lambda client: client.matrix())
+    answer({"cells": cells}, lambda: render.matrix(cells, screen(), everything=everything))
+    wrong = any(one["surplus"] or one["shortfall"] for one in cells)
+    return Exit.REFUSED if wrong else Exit.OK
+
+
+@click.command()
 @name_argument
 @click.argument("socket", callback=parsed(arguments.carried))
 @click.option(
@@ -354,6 +369,7 @@ COMMANDS: Final = {
         show,
         owners,
         verify,
+        matrix,
         book.backup,
         book.restore,
         channel,

@@ -154,6 +154,37 @@ def _finding(one: Values, screen: Screen) -> str:
     return _pairs(rows, screen)
 
 
+def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool) -> str:
+    """Return the table of `matrix`, and in its last line how many questions had which answer."""
+
+    def told(uses: Sequence[str]) -> str:
+        return " ".join(uses) or "-"
+
+    def result(cell: Values) -> str:
+        wrong = ["SURPLUS"] * bool(cell["surplus"]) + ["SHORTFALL"] * bool(cell["shortfall"])
+        return ", ".join(wrong) or "as granted"
+
+    rows = [
+        (
+            one["vm"],
+            f"VM {one['object']}" if one["kind"] == "vm" else one["object"],
+            told(one["granted"]),
+            told(one["allowed"]),
+            result(one),
+        )
+        for one in cells
+        if everything or one["granted"] or one["surplus"] or one["shortfall"]
+    ]
+    surplus = sum(bool(one["surplus"]) for one in cells)
+    shortfall = sum(bool(one["shortfall"]) for one in cells)
+    by_policy = all(one["by"] == "policy" for one in cells)
+    end = f"{len(cells)} questions, {surplus} with a surplus, {shortfall} with a shortfall.\n"
+    if not by_policy:
+        end += "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
+    heads = ("VM", "OBJECT", "GRANTED", "ALLOWED", "RESULT")
+    return (_table(heads, rows, screen) + "\n" if rows else "") + end
+
+
 def daemon_status(manager: Values, screen: Screen) -> str:
     """Return what `status` says of the daemon."""
     total, used = manager.get("PairsTotal", 0), manager.get("PairsInUse", 0)

@@ -46,6 +46,7 @@ ARGUMENTS = {
     (MANAGER, "FindOwners"): ["'{disk}'"],
     (MANAGER, "Backup"): ["@a{sv} {}"],
     (MANAGER, "Verify"): ["true", "@a{sv} {}"],
+    (MANAGER, "Matrix"): ["@a{sv} {}"],
     (VM, "Release"): ["@a{sv} {}"],
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
     (JOB, "Cancel"): ["@a{sv} {}"],

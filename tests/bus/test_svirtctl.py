@@ -210,6 +210,27 @@ def test_json_of_launch_and_list(ctl: Ctl) -> None:
     assert ctl.json("list") == {"enforced": False, "vms": []}
 
 
+def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
+    says = "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
+    ours, theirs = image(tmp_path / "a.img"), image(tmp_path / "b.img")
+    client.acquire("one", ours)
+    client.acquire("two", theirs)
+    told = ctl.text("matrix")
+    assert told.endswith(f"\n6 questions, 0 with a surplus, 0 with a shortfall.\n{says}")
+    lines = [line.split() for line in told.splitlines()]
+    assert ["one", str(ours), *("append", "read", "write") * 2, "as", "granted"] in lines
+    assert str(theirs) not in [line[1] for line in lines if line[:1] == ["one"]]
+    everything = [line.split() for line in ctl.text("matrix", "--all").splitlines()]
+    assert ["one", str(theirs), "-", "-", "as", "granted"] in everything
+    assert ["two", "VM", "one", "-", "-", "as", "granted"] in everything
+    cells = ctl.json("matrix")["cells"]
+    assert len(cells) == 6
+    assert {one["by"] for one in cells} == {"algebra"}
+    assert ctl.refused(Exit.PERMISSION, "matrix", nobody=True)["error"].endswith("Denied")
+    for name in ("one", "two"):
+        client.release(name)
+
+
 def test_acquire_plan_owners(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     plan = ctl.text("plan", "web", "--disk", "a.img")

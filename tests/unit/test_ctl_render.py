@@ -4,6 +4,7 @@
 import json
 import re
 from datetime import UTC
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -94,6 +95,7 @@ def test_no_view_lets_control_characters_through(screen: Screen) -> None:
             screen,
         ),
         render.owner_list([owner], screen),
+        render.matrix([cell()], screen, everything=True),
         render.owner_list([{"vm": HOSTILE, "state": HOSTILE}], screen),
         render.plan_list([step], screen),
         *(render.event_line(event, screen, UTC) for event in events),
@@ -104,6 +106,34 @@ def test_no_view_lets_control_characters_through(screen: Screen) -> None:
         assert "owned" in bare.replace("\n", "")
     for event in events:
         assert render.event_line(event, PLAIN, UTC).count("\n") == 1
+
+
+def cell(**values: Any) -> dict[str, Any]:
+    uses = {"granted": [HOSTILE], "allowed": [], "surplus": [], "shortfall": [HOSTILE]}
+    return {"vm": HOSTILE, "kind": "vm", "object": HOSTILE, **uses, "by": "policy"} | values
+
+
+def test_matrix_names_what_differs() -> None:
+    plain = cell(vm="one", kind="resource", object="/a.img", granted=[], shortfall=[])
+    cells = [
+        plain,
+        plain | {"granted": ["read"], "allowed": ["read"]},
+        plain | {"allowed": ["ptrace"], "surplus": ["ptrace"], "kind": "vm", "object": "two"},
+        plain | {"granted": ["read"], "shortfall": ["read"]},
+    ]
+    assert render.matrix(cells, PLAIN, everything=False) == (
+        "VM   OBJECT  GRANTED  ALLOWED  RESULT\n"
+        "one  /a.img  read     read     as granted\n"
+        "one  VM two  -        ptrace   SURPLUS\n"
+        "one  /a.img  read     -        SHORTFALL\n"
+        "\n"
+        "4 questions, 1 with a surplus, 1 with a shortfall.\n"
+    )
+    every = render.matrix(cells, PLAIN, everything=True)
+    assert "one  /a.img  -        -        as granted\n" in every
+    algebra = render.matrix([plain | {"by": "algebra"}], PLAIN, everything=False)
+    assert algebra.startswith("1 questions, 0 with")
+    assert "NOT ASKED OF A POLICY" in algebra
 
 
 def test_json_is_one_document_of_ascii() -> None:

@@ -122,6 +122,7 @@ def test_a_policy_that_isolates_nobody_is_noticed(client: Client, tmp_path: Path
     module = tmp_path / "hole.cil"
     module.write_text("(typepermissive svirt_t)\n", "utf-8")
     path = disk("a")
+    client.acquire("held", disk("b"))
     subprocess.run(["semodule", "-i", str(module)], check=True, timeout=_SEMODULE_S)
     try:
         error = client.error("Acquire", "saa{sv}a{sv}", "vm", resources(path), {})
@@ -129,11 +130,15 @@ def test_a_policy_that_isolates_nobody_is_noticed(client: Client, tmp_path: Path
         assert "svirt_t is a permissive domain in the loaded policy" in error.text
         assert client.manager()["Enforced"] is False
         assert client.manager()["SELinuxMode"] == "enforcing"
+        # And the matrix sees it at the VM that is there: it may do what nobody granted.
+        ((cell,),) = client.call("Matrix", "a{sv}", {})
+        assert unwrap(cell["surplus"]) == ["execute", "relabel"]
     finally:
         subprocess.run(["semodule", "-r", "hole"], check=True, timeout=_SEMODULE_S)
     assert client.manager()["Enforced"] is True
     client.acquire("vm", path)
-    client.release("vm")
+    for name in ("vm", "held"):
+        client.release(name)
 
 
 @pytest.mark.parametrize(

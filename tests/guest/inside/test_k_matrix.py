@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The matrix of a whole host, answered by the loaded policy: no VM can do more or less."""
+
+import json
+import random
+import subprocess
+from typing import Any, Final
+
+from svirtd.host.bus import Variant
+from tests.guest.inside.audit import Audit
+from tests.guest.inside.vms import Captive, disk
+from tests.support import Client, label, unwrap
+
+VMS: Final = 50
+RESOURCES: Final = 100
+SEED: Final = 6
+
+
+def matrix(client: Client) -> list[dict[str, Any]]:
+    (cells,) = client.call("Matrix", "a{sv}", {})
+    return [dict(unwrap(one)) for one in cells]
+
+
+def populate(client: Client) -> list[str]:
+    """Have random resources with random accesses held by so many VMs; returns their names."""
+    chance = random.Random(SEED)
+    names = [f"vm{number}" for number in range(VMS)]
+    held: dict[str, list[dict[str, Variant]]] = {name: [] for name in names}
+    for number in range(RESOURCES):
+        path = disk(f"matrix{number}")
+        access = chance.choice(("exclusive", "readonly", "public"))
+        holders = chance.sample(names, chance.randint(1, 5) if access == "public" else 1)
+        for name in holders:
+            held[name].append({"path": Variant("s", str(path)), "access": Variant("s", access)})
+    for name in names:
+        options = {"persistent": Variant("b", True)}
+        client.call("Acquire", "saa{sv}a{sv}", name, held[name], options)
+    return names
+
+
+def test_no_surplus_and_no_shortfall(client: Client) -> None:
+    names = populate(client)
+    try:
+        told = matrix(client)
+        assert len(told) == VMS * RESOURCES + VMS * (VMS - 1)
+        assert {one["by"] for one in told} == {"policy"}
+        assert [one for one in told if one["surplus"] or one["shortfall"]] == []
+        granted = sum(bool(one["granted"]) for one in told)
+        # A public one is for all: there are some, and private ones that only their holders use.
+        assert VMS < granted < VMS * RESOURCES
+        print(f"matrix: {len(told)} questions, {granted} granted, no surplus, no shortfall")
+        done = subprocess.run(
+            ["svirtctl", "--json", "matrix"], capture_output=True, text=True, check=True
+        )
+        assert json.loads(done.stdout) == {"cells": told}
+    finally:
+        for name in names:
+            client.release(name)
+            client.call("Forget", "sa{sv}", name, {})
+
+
+def test_what_it_says_is_what_a_process_can_do(client: Client, audit: Audit) -> None:
+    own, others = disk("a"), disk("b")
+    vms = [Captive(client, name, path) for name, path in (("a", own), ("b", others))]
+    told = {(one["vm"], one["object"]): one["allowed"] for one in matrix(client)}
+    assert {"read", "write"} <= set(told["a", str(own)])
+    assert vms[0].do(f"read({str(own)!r})") > 0
+    assert vms[0].do(f"write({str(own)!r})") > 0
+    assert told["a", str(others)] == told["a", "b"] == []
+    for use in ("read", "write"):
+        with audit.denied(f"{use} open", vms[0].context, str(label(others))):
+            assert vms[0].fails(f"{use}({str(others)!r})") == "EACCES"
+    for vm in vms:
+        vm.end()
