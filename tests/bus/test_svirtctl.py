@@ -223,6 +223,7 @@ def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     everything = [line.split() for line in ctl.text("matrix", "--all").splitlines()]
     assert ["one", str(theirs), "-", "-", "as", "granted"] in everything
     assert ["two", "VM", "one", "-", "-", "as", "granted"] in everything
+    assert ctl.text("matrix", "--dot").startswith("digraph svirt {\n")
     cells = ctl.json("matrix")["cells"]
     assert len(cells) == 6
     assert {one["by"] for one in cells} == {"algebra"}
