@@ -20,7 +20,15 @@ _LIMIT_S: Final = {"tests": 2400.0, "demo": 300.0, "compare": 1500.0}
 _CUTS: Final = 10
 _ON_OLDER: Final = tuple(
     f"tests/guest/inside/test_{name}.py"
-    for name in ("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "z_audit")
+    for name in (
+        "a_policy",
+        "b_isolation",
+        "c_service",
+        "h_callers",
+        "i_users",
+        "k_matrix",
+        "z_audit",
+    )
 )
 
 
