@@ -277,11 +277,17 @@ def matrix(everything: bool, drawn: bool) -> int:
     The loaded policy is asked about each VM with each resource and each other VM. Prints what is
     granted and what differs. Exits with 1 if a VM can do more or less.
     """
-    cells = ask(lambda client: client.matrix())
+
+    async def action(client: Client) -> Any:
+        return await client.enforced(), await client.matrix()
+
+    enforced, cells = ask(action)
     answer(
-        {"cells": cells},
+        {"enforced": enforced, "cells": cells},
         lambda: (
-            picture.dot(cells) if drawn else render.matrix(cells, screen(), everything=everything)
+            picture.dot(cells)
+            if drawn
+            else render.matrix(cells, screen(), everything=everything, enforced=enforced)
         ),
     )
     wrong = any(one["surplus"] or one["shortfall"] for one in cells)

@@ -154,7 +154,7 @@ def _finding(one: Values, screen: Screen) -> str:
     return _pairs(rows, screen)
 
 
-def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool) -> str:
+def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool, enforced: bool) -> str:
     """Return the table of `matrix`, and in its last line how many questions had which answer."""
 
     def told(uses: Sequence[str]) -> str:
@@ -182,7 +182,9 @@ def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool) -> str:
     if not by_policy:
         end += "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
     heads = ("VM", "OBJECT", "GRANTED", "ALLOWED", "RESULT")
-    return (_table(heads, rows, screen) + "\n" if rows else "") + end
+    table = _table(heads, rows, screen) + "\n" if rows else ""
+    # A policy that answers well keeps nothing apart on a kernel that does not enforce it.
+    return _notice(screen, enforced=enforced) + table + end
 
 
 def daemon_status(manager: Values, screen: Screen) -> str:

@@ -217,6 +217,7 @@ def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     client.acquire("two", theirs)
     told = ctl.text("matrix")
     assert told.endswith(f"\n6 questions, 0 with a surplus, 0 with a shortfall.\n{says}")
+    assert told.startswith(NOT_ENFORCED)
     lines = [line.split() for line in told.splitlines()]
     assert ["one", str(ours), *("append", "read", "write") * 2, "as", "granted"] in lines
     assert str(theirs) not in [line[1] for line in lines if line[:1] == ["one"]]
@@ -224,7 +225,9 @@ def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     assert ["one", str(theirs), "-", "-", "as", "granted"] in everything
     assert ["two", "VM", "one", "-", "-", "as", "granted"] in everything
     assert ctl.text("matrix", "--dot").startswith("digraph svirt {\n")
-    cells = ctl.json("matrix")["cells"]
+    document = ctl.json("matrix")
+    assert document["enforced"] is False
+    cells = document["cells"]
     assert len(cells) == 6
     assert {one["by"] for one in cells} == {"algebra"}
     assert ctl.refused(Exit.PERMISSION, "matrix", nobody=True)["error"].endswith("Denied")

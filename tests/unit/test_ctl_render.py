@@ -97,7 +97,7 @@ def test_no_view_lets_control_characters_through(screen: Screen) -> None:
         render.owner_list([owner], screen),
         # Each by itself: the columns of a narrow terminal fold what is long.
         *(
-            render.matrix([cell(**one)], screen, everything=True)
+            render.matrix([cell(**one)], screen, everything=True, enforced=True)
             for one in ({"vm": HOSTILE}, {"object": HOSTILE}, {"granted": [HOSTILE]})
         ),
         render.owner_list([{"vm": HOSTILE, "state": HOSTILE}], screen),
@@ -125,7 +125,7 @@ def test_matrix_names_what_differs() -> None:
         plain | {"allowed": ["ptrace"], "surplus": ["ptrace"], "kind": "vm", "object": "two"},
         plain | {"granted": ["read"], "shortfall": ["read"]},
     ]
-    assert render.matrix(cells, PLAIN, everything=False) == (
+    assert render.matrix(cells, PLAIN, everything=False, enforced=True) == (
         "VM   OBJECT  GRANTED  ALLOWED  RESULT\n"
         "one  /a.img  read     read     as granted\n"
         "one  VM two  -        ptrace   SURPLUS\n"
@@ -133,11 +133,13 @@ def test_matrix_names_what_differs() -> None:
         "\n"
         "4 questions, 1 with a surplus, 1 with a shortfall.\n"
     )
-    every = render.matrix(cells, PLAIN, everything=True)
+    every = render.matrix(cells, PLAIN, everything=True, enforced=True)
     assert "one  /a.img  -        -        as granted\n" in every
-    algebra = render.matrix([plain | {"by": "algebra"}], PLAIN, everything=False)
+    algebra = render.matrix([plain | {"by": "algebra"}], PLAIN, everything=False, enforced=True)
     assert algebra.startswith("1 questions, 0 with")
     assert "NOT ASKED OF A POLICY" in algebra
+    loose = render.matrix(cells, PLAIN, everything=False, enforced=False)
+    assert loose.startswith(render.NOT_ENFORCED)
 
 
 def test_json_is_one_document_of_ascii() -> None:

@@ -52,7 +52,7 @@ def test_no_surplus_and_no_shortfall(client: Client) -> None:
         done = subprocess.run(
             ["svirtctl", "--json", "matrix"], capture_output=True, text=True, check=True
         )
-        assert json.loads(done.stdout) == {"cells": told}
+        assert json.loads(done.stdout) == {"enforced": True, "cells": told}
     finally:
         for name in names:
             client.release(name)
