@@ -9,6 +9,7 @@ from svirtd.errors import InvalidArgs
 # 60 bytes, each escaped to four, still make a unit name below systemd's 255.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@:+-]{0,58}[A-Za-z0-9._@:+-])?")
 _SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIT_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 _SHOWN_CHARS = 64
@@ -33,6 +34,16 @@ def check_socket_name(name: str) -> str:
     if not _SOCKET.fullmatch(name):
         raise InvalidArgs(
             f"socket {shown(name)} is not a socket name; it has 1 to 32 ASCII letters, digits or "
+            ". _ -, and begins with a letter or digit"
+        )
+    return name
+
+
+def check_group_name(name: str) -> str:
+    """Return `name` if it can be a group's, or a wall's. Raises InvalidArgs that says the rule."""
+    if not _GROUP.fullmatch(name):
+        raise InvalidArgs(
+            f"group {shown(name)} is not a group name; it has 1 to 32 ASCII letters, digits or "
             ". _ -, and begins with a letter or digit"
         )
     return name

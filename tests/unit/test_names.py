@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svirtd.core.names import (
+    check_group_name,
     check_socket_name,
     check_uuid,
     check_vm_name,
@@ -52,9 +53,22 @@ def test_a_name_is_taken_as_it_is_or_refused(text: str) -> None:
     "name", ["a\n", "a\n\n", "\na", "a\r", "a\0", "a\u2028", "a\x85", "٣", "\uff41"]
 )
 def test_line_ends_and_look_alikes_are_no_names(name: str) -> None:
-    for check in (check_vm_name, check_socket_name, check_uuid):
+    for check in (check_vm_name, check_socket_name, check_group_name, check_uuid):
         with pytest.raises(InvalidArgs):
             check(name)
+
+
+@untimed
+@given(anything)
+def test_a_group_is_a_word(text: str) -> None:
+    """Blanks separate groups in the book: no name may have one."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}", text):
+        with pytest.raises(InvalidArgs, match="1 to 32") as refused:
+            check_group_name(text)
+        assert str(refused.value).isprintable()
+        return
+    assert check_group_name(text) == text
+    assert text.split() == [text]
 
 
 @untimed
