@@ -85,9 +85,9 @@ def vm_list(rows: Sequence[Row], user: UserName, screen: Screen, *, enforced: bo
     """Return the table of `list`."""
     if not rows:
         return _notice(screen, enforced=enforced) + "No VMs.\n"
-    table = [(one.name, one.state, one.unit or "-", user(one.owner_uid)) for one in rows]
-    return _notice(screen, enforced=enforced) + _table(
-        ("NAME", "STATE", "UNIT", "OWNER"), table, screen, state_column=1
+    listed = [(one.name, one.state, one.unit or "-", user(one.owner_uid)) for one in rows]
+    return _notice(screen, enforced=enforced) + table(
+        ("NAME", "STATE", "UNIT", "OWNER"), listed, screen, state_column=1
     )
 
 
@@ -104,7 +104,7 @@ def vm_details(
     ]
     if "Id" not in vm:
         rest = "\nThe rest is for its owner and root to see.\n"
-        return _notice(screen, enforced=enforced) + _pairs(public, screen) + rest
+        return _notice(screen, enforced=enforced) + pairs(public, screen) + rest
     rows = [
         *public,
         ("Goal", vm.get("Goal", "")),
@@ -116,11 +116,11 @@ def vm_details(
         ("Categories", vm.get("Categories", "")),
         ("Runtime", vm.get("RuntimeDirectory", "")),
         ("Persistent", "yes" if vm.get("Persistent") else "no"),
-        ("Created", _moment(vm.get("CreatedAt", 0) / 1e6, zone)),
+        ("Created", moment(vm.get("CreatedAt", 0) / 1e6, zone)),
         ("Id", vm.get("Id", "")),
         ("UUID", vm.get("UUID", "")),
     ]
-    text = _notice(screen, enforced=enforced) + _pairs(rows, screen)
+    text = _notice(screen, enforced=enforced) + pairs(rows, screen)
     held = [
         (
             one.get("access", ""),
@@ -132,7 +132,7 @@ def vm_details(
     ]
     if not held:
         return text + "\nHolds nothing.\n"
-    return text + "\n" + _table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
+    return text + "\n" + table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
 
 
 def finding_list(findings: Sequence[Values], screen: Screen) -> str:
@@ -151,7 +151,7 @@ def _finding(one: Values, screen: Screen) -> str:
         ("Should be", one.get("expected", "")),
         ("Repair", f"done: {one['repair']}" if one.get("repaired") else one.get("repair", "")),
     ]
-    return _pairs(rows, screen)
+    return pairs(rows, screen)
 
 
 def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool, enforced: bool) -> str:
@@ -182,9 +182,9 @@ def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool, enforce
     if not by_policy:
         end += "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
     heads = ("VM", "OBJECT", "GRANTED", "ALLOWED", "RESULT")
-    table = _table(heads, rows, screen) + "\n" if rows else ""
+    listed = table(heads, rows, screen) + "\n" if rows else ""
     # A policy that answers well keeps nothing apart on a kernel that does not enforce it.
-    return _notice(screen, enforced=enforced) + table + end
+    return _notice(screen, enforced=enforced) + listed + end
 
 
 def daemon_status(manager: Values, screen: Screen) -> str:
@@ -202,7 +202,7 @@ def daemon_status(manager: Values, screen: Screen) -> str:
         ("Groups", f"{groups}, of {manager.get('GroupCategoriesTotal', 0)}"),
         ("Features", ", ".join(map(str, manager.get("Features", ()))) or "none"),
     ]
-    return _notice(screen, enforced=enforced) + _pairs(rows, screen)
+    return _notice(screen, enforced=enforced) + pairs(rows, screen)
 
 
 def owner_list(owners: Sequence[Values], screen: Screen) -> str:
@@ -212,7 +212,7 @@ def owner_list(owners: Sequence[Values], screen: Screen) -> str:
     if not any("vm" in one for one in owners):
         return "A VM of another user holds it.\n"
     if not any("path" in one for one in owners):
-        return _table(
+        return table(
             ("VM", "STATE"),
             [(one.get("vm", _OTHERS), one.get("state", "")) for one in owners],
             screen,
@@ -222,7 +222,7 @@ def owner_list(owners: Sequence[Values], screen: Screen) -> str:
         (one.get("vm", _OTHERS), *(one.get(key, "") for key in ("state", "access", "path")))
         for one in owners
     ]
-    return _table(("VM", "STATE", "ACCESS", "PATH"), rows, screen, state_column=1)
+    return table(("VM", "STATE", "ACCESS", "PATH"), rows, screen, state_column=1)
 
 
 def plan_list(steps: Sequence[Values], screen: Screen) -> str:
@@ -238,7 +238,7 @@ def plan_list(steps: Sequence[Values], screen: Screen) -> str:
         )
         for one in steps
     ]
-    text = _table(("ACCESS", "PATH", "FROM", "TO"), rows, screen)
+    text = table(("ACCESS", "PATH", "FROM", "TO"), rows, screen)
     reasons = [f"Refused: {shown(one.get('reason', ''))}" for one in steps if "error" in one]
     if reasons:
         text += "\n" + "".join(_line(one, screen, _ALARM) for one in reasons)
@@ -287,9 +287,9 @@ def _short(value: object) -> str:
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
-def _moment(time_s: float, zone: tzinfo | None) -> str:
-    moment = datetime.fromtimestamp(time_s, zone).astimezone(zone)
-    return moment.isoformat(" ", "seconds")
+def moment(time_s: float, zone: tzinfo | None) -> str:
+    """Return a time as people read it, in `zone` or the local one."""
+    return datetime.fromtimestamp(time_s, zone).astimezone(zone).isoformat(" ", "seconds")
 
 
 def _notice(screen: Screen, *, enforced: bool) -> str:
@@ -305,44 +305,51 @@ def _line(text: str, screen: Screen, style: str = "") -> str:
     return _print(Text(text, style=style), Screen(None, colour=True))
 
 
-def _pairs(rows: Sequence[tuple[str, object]], screen: Screen) -> str:
+def alarm(text: str, screen: Screen) -> str:
+    """Return a line of its own that nobody should overlook."""
+    return _line(shown(text), screen, _ALARM)
+
+
+def pairs(rows: Sequence[tuple[str, object]], screen: Screen) -> str:
+    """Return a line for each label with a value."""
     from rich.table import Table  # noqa: PLC0415 -- see _print
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table.grid(padding=(0, 2, 0, 0))
-    table.add_column(style=_HEAD, no_wrap=True)
-    table.add_column(overflow="fold")
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style=_HEAD, no_wrap=True)
+    grid.add_column(overflow="fold")
     for label, value in rows:
         text = shown(value)
         if text:
             style = _STATE_STYLES.get(text, "") if label == "State" else ""
             style = _ALARM if label == "Enforced" and text != "yes" else style
-            table.add_row(Text(label), Text(text, style=style))
-    return _print(table, screen)
+            grid.add_row(Text(label), Text(text, style=style))
+    return _print(grid, screen)
 
 
-def _table(
+def table(
     heads: Sequence[str],
     rows: Sequence[Sequence[object]],
     screen: Screen,
     *,
     state_column: int | None = None,
 ) -> str:
+    """Return rows below their heads. `state_column` has states of VMs, which have colours."""
     from rich.table import Table  # noqa: PLC0415 -- see _print
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=_HEAD)
+    rich_table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=_HEAD)
     for head in heads:
-        table.add_column(head, overflow="fold")
+        rich_table.add_column(head, overflow="fold")
     for row in rows:
         cells = [shown(one) for one in row]
-        table.add_row(
+        rich_table.add_row(
             *(
                 Text(cell, style=_STATE_STYLES.get(cell, "") if place == state_column else "")
                 for place, cell in enumerate(cells)
             )
         )
-    return _print(table, screen)
+    return _print(rich_table, screen)
 
 
 def _print(renderable: "RenderableType", screen: Screen) -> str:
