@@ -2,6 +2,7 @@
 """The loaded policy, asked: what svirtd and its VMs may do, and what they may not."""
 
 import subprocess
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,9 @@ from svirtd.host.kernel import Kernel
 DAEMON: Final = "system_u:system_r:svirtd_t:s0-s0:c0.c1023"
 BUS: Final = "system_u:system_r:system_dbusd_t:s0-s0:c0.c1023"
 VM: Final = "system_u:system_r:svirt_t:s0:c1,c2"
+# The domains that goals have of their own, and those of them that have no network.
+GOALS: Final = ("svirtd_offline_t", "svirtd_view_t", "svirtd_zone_t")
+SEALED: Final = ("svirtd_offline_t", "svirtd_view_t")
 
 
 @cache
@@ -47,7 +51,7 @@ def test_the_daemon_runs_in_its_domain() -> None:
     assert labels == [DAEMON]
 
 
-@pytest.mark.parametrize("domain", ["svirtd_t", "svirt_t"])
+@pytest.mark.parametrize("domain", ["svirtd_t", "svirt_t", *GOALS])
 def test_domain_is_confined(domain: str) -> None:
     assert domain not in members("unconfined_domain_type")
     assert not loaded().lookup_type(domain).ispermissive
@@ -59,12 +63,15 @@ def test_domain_is_confined(domain: str) -> None:
 @pytest.mark.parametrize("permission", ["relabelfrom", "relabelto"])
 def test_what_may_be_relabelled_is_what_the_configuration_says(kind: str, permission: str) -> None:
     wanted = Config().relabel_from | {"svirt_image_t", "virt_content_t"}
-    assert targets(permission, kind) == wanted == members("svirtd_image_type")
+    assert wanted == members("svirtd_image_type")
+    # What the daemon itself makes for a VM to write, besides: never a disk of somebody's.
+    made = {"svirtd_scratch_t"} if kind == "file" else set()
+    assert targets(permission, kind) == wanted | made
 
 
 def test_folders_that_may_be_relabelled() -> None:
     assert targets("relabelfrom", "dir") == {"svirtd_runtime_t"}
-    assert targets("relabelto", "dir") == {"svirt_image_t"}
+    assert targets("relabelto", "dir") == {"svirt_image_t", "svirtd_scratch_t"}
 
 
 @pytest.mark.parametrize("kind", ["lnk_file", "chr_file", "sock_file", "fifo_file"])
@@ -95,8 +102,61 @@ def test_the_daemon_is_not_the_policys_master() -> None:
 
 def test_every_domain_of_vms_is_bound_by_categories() -> None:
     domains = members("svirtd_vm_domain_type")
-    assert "svirt_t" in domains
+    assert domains >= {"svirt_t", *GOALS}
     assert domains <= members("mcs_constrained_type")
+
+
+def rules(domain: str) -> Iterator[tuple[str, str, set[str]]]:
+    """Every rule that allows a domain something, whatever the booleans are: target, class, what."""
+    query = setools.TERuleQuery(loaded(), ruletype=["allow"], source=domain)
+    for rule in query.results():
+        for target in rule.target.expand():
+            yield str(target), str(rule.tclass), {str(one) for one in rule.perms}
+
+
+@pytest.mark.parametrize("domain", SEALED)
+def test_a_domain_without_network_has_no_rule_about_one(domain: str) -> None:
+    found = [(target, kind, may) for target, kind, may in rules(domain) if "socket" in kind]
+    made = {(target, kind) for target, kind, may in found if "create" in may}
+    assert made == {(domain, "unix_stream_socket")}
+    # Of others: systemd's for the output. (Packets may arrive, by the policy's rule for all.)
+    others = [one for one in found if one[0] != domain and not one[2] <= {"recvfrom"}]
+    reached = {target for target, _, may in others if may & {"connectto", "sendto"}}
+    assert reached <= {"setrans_t"}  # which every domain may ask, and categories keep from VMs
+    used = {(target, kind) for target, kind, _ in others if target not in reached}
+    assert used == {("init_t", "unix_stream_socket")}
+    # Devices that are a network, or a way to one.
+    devices = {
+        target for target, kind, may in rules(domain) if kind == "chr_file" and "open" in may
+    }
+    assert not devices & {"tun_tap_device_t", "vhost_device_t", "vfio_device_t"}
+
+
+@pytest.mark.parametrize("domain", GOALS)
+def test_a_goals_domain_runs_nothing_and_asks_nobody(domain: str) -> None:
+    found = list(rules(domain))
+    asked = {target for target, kind, _ in found if kind == "dbus"}
+    assert asked == set()
+    assert not [one for one in found if one[1].startswith("cap") or one[1] == "user_namespace"]
+    started = {target for target, kind, may in found if "execute_no_trans" in may}
+    assert started <= {"ld_so_t", "lib_t"}
+    left = {target for target, _, may in found if may & {"transition", "dyntransition"}}
+    assert left == set()
+
+
+def test_a_viewer_writes_nothing_but_its_own() -> None:
+    found = list(rules("svirtd_view_t"))
+    files = {"file", "dir", "blk_file", "lnk_file", "sock_file", "fifo_file"}
+    change = {"write", "append", "create", "setattr", "unlink", "rename", "link", "add_name"}
+    changed = {target for target, kind, may in found if kind in files and may & change}
+    # Its own entries in /proc, and the sockets of setrans_t, see above.
+    assert changed - {"svirtd_view_t", "setrans_runtime_t"} == {"svirtd_scratch_t"}
+    # Nobody else's disk is of that type, and no other VM may use what is.
+    for domain in members("svirtd_vm_domain_type") - {"svirtd_view_t"}:
+        assert "open" not in allowed(f"system_u:system_r:{domain}:s0", "svirtd_scratch_t", "file")
+    # The question works: what it may read, others may write.
+    assert "write" in allowed("system_u:system_r:svirtd_offline_t:s0", "svirt_image_t", "file")
+    assert "read" in allowed("system_u:system_r:svirtd_view_t:s0", "svirt_image_t", "file")
 
 
 def test_the_bus_may_carry_images_only_if_an_administrator_says_so() -> None:
