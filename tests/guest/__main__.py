@@ -1,57 +1,56 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs the guest: `python3 -m tests.guest tests|demo|compare|cuts [argument…]`.
+"""Runs the guest: `python3 -m tests.guest tests|part|demo|compare|cuts [argument…]`.
 
 Tests run in the newest Debian and, unless arguments choose some of them, once more in each older
 one that the package is for: those about the policy and the service. Power cuts follow them; more
-come with `--cuts N`, and the same again with the `--seed` that a run has shown.
+come with `--cuts N`, and the same again with the `--seed` that a run has shown. All that is one
+boot after the other; `part NAME` is one of them, and several may run at once.
 """
 
 import argparse
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Final
 
-from tests.guest import build, cuts, machine
+from tests.guest import build, cuts, machine, parts
 
 _LIMIT_S: Final = {"tests": 2400.0, "demo": 300.0, "compare": 1500.0}
 _CUTS: Final = 10
-_ON_OLDER: Final = tuple(
-    f"tests/guest/inside/test_{name}.py"
-    for name in (
-        "a_policy",
-        "b_isolation",
-        "c_service",
-        "h_callers",
-        "i_users",
-        "k_matrix",
-        "z_audit",
-    )
-)
 
 
 def main() -> int:
     """Build what is missing, boot, return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.guest", description=__doc__)
-    parser.add_argument("wanted", choices=[*sorted(_LIMIT_S), "cuts"])
+    parser.add_argument("wanted", choices=[*sorted(_LIMIT_S), "part", parts.CUTS])
     parser.add_argument("arguments", nargs=argparse.REMAINDER)
     options = parser.parse_args()
     arguments: list[str] = options.arguments
+    newest = build.releases()[-1]
     try:
-        *older, newest = build.releases()
-        if options.wanted == "cuts" or "--cuts" in arguments:
-            return 0 if _cut(newest, arguments) else 1
-        passed = _run(newest, options.wanted, arguments)
-        if options.wanted == "tests" and not arguments:
-            for suite in older:
-                passed = _run(suite, "tests", _ON_OLDER) and passed
-            passed = _cut(newest, ()) and passed
+        if options.wanted == parts.CUTS or "--cuts" in arguments:
+            passed = _cut(newest, arguments)
+        elif options.wanted == "part" or (options.wanted == "tests" and not arguments):
+            # Each of them runs, whatever became of those before it.
+            passed = [_part(name) for name in arguments or parts.names()].count(False) == 0
+        else:
+            passed = _run(newest, options.wanted, arguments)
     except (build.BuildError, subprocess.TimeoutExpired) as error:
         _say(str(error))
         return 1
     return 0 if passed else 1
+
+
+def _part(name: str) -> bool:
+    if name not in parts.names():
+        raise build.BuildError(f"no part is named {name}; there are: {', '.join(parts.names())}")
+    if name == parts.CUTS:
+        return _cut(parts.suite_of(name), ())
+    part = name if name.isdigit() else ""
+    return _run(parts.suite_of(name), "tests", parts.files_of(name), part)
 
 
 def _cut(suite: str, arguments: Sequence[str]) -> bool:
@@ -63,7 +62,7 @@ def _cut(suite: str, arguments: Sequence[str]) -> bool:
     return cuts.cut(build.guest(suite), options.cuts, options.seed, sys.stdout)
 
 
-def _run(suite: str, wanted: str, arguments: Sequence[str]) -> bool:
+def _run(suite: str, wanted: str, arguments: Sequence[str], part: str = "") -> bool:
     _say(f"building what is missing of {suite}")
     verdict = machine.boot(
         build.guest(suite),
@@ -71,6 +70,7 @@ def _run(suite: str, wanted: str, arguments: Sequence[str]) -> bool:
         limit_s=_LIMIT_S[wanted],
         shown=sys.stdout,
         arguments=shlex.join(arguments),
+        part=part,
     )
     if verdict.code != 0:
         _say(verdict.explain())
@@ -82,4 +82,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # QEMU ends with us, however we end.
+    signal.signal(signal.SIGTERM, lambda caught, _frame: sys.exit(128 + caught))
     sys.exit(main())

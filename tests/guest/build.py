@@ -6,6 +6,7 @@ and made anew when that changes. SELinux is nowhere needed on the host: modules 
 tree's policy store and its files labelled with the tree's own tools.
 """
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -40,6 +41,8 @@ _GUEST: Final = (
     *("libglib2.0-bin", "procps", "attr", "libvirt-daemon-system", "libvirt-clients"),
     "python3-libvirt",
 )
+# Where its containers run under the policy's own types: only the newest is asked about them.
+_ON: Final = {"trixie": ("podman", "crun")}
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
 # Work for a machine that lives longer than a minute.
 _MASKED: Final = (
@@ -79,22 +82,37 @@ def releases() -> tuple[str, ...]:
 
 def package() -> Path:
     """Build the Debian package of this checkout, if it is not there already."""
-    make("deb")
+    with _alone():
+        return _package()
+
+
+def _package() -> Path:
+    _make("deb")
     (found,) = (REPO / "build").glob("svirtd_*_all.deb")
     return found
 
 
 def make(*arguments: str) -> None:
     """Run make in this checkout."""
+    with _alone():
+        _make(*arguments)
+
+
+def _make(*arguments: str) -> None:
     pip = REPO / ".venv" / "bin" / "python"
     run(["make", "-s", "-C", REPO, f"PIP={pip} -m pip", *arguments])
 
 
 def guest(suite: str = "trixie") -> Guest:
     """Build the guest of a Debian suite with the package in it, or what of it is missing."""
-    newest = tree_of("trixie")
-    tree = newest if suite == "trixie" else tree_of(suite)
-    deb = package()
+    with _alone():
+        return _guest(suite)
+
+
+def _guest(suite: str) -> Guest:
+    newest = _tree_of("trixie")
+    tree = newest if suite == "trixie" else _tree_of(suite)
+    deb = _package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
     made_of += [(_INSIDE / name).read_bytes() for name in ("boot", _CALLERS, *_UNITS)]
     image = _kept("image", made_of, f"-{suite}.ext4")
@@ -116,7 +134,13 @@ def guest(suite: str = "trixie") -> Guest:
 
 def tree_of(suite: str) -> Path:
     """Return a folder with a Debian system of the guest's packages, from this host's mirror."""
-    tree = _kept("tree", [suite.encode(), *(name.encode() for name in _GUEST)], f"-{suite}")
+    with _alone():
+        return _tree_of(suite)
+
+
+def _tree_of(suite: str) -> Path:
+    wanted = (*_GUEST, *_ON.get(suite, ()))
+    tree = _kept("tree", [suite.encode(), *(name.encode() for name in wanted)], f"-{suite}")
     if not tree.exists():
         part = tree.with_name(f"{tree.name}.part")
         shutil.rmtree(part, ignore_errors=True)
@@ -125,7 +149,7 @@ def tree_of(suite: str) -> Path:
         run(
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
-                *("--components=main", *options, f"--include={','.join(_GUEST)}"),
+                *("--components=main", *options, f"--include={','.join(wanted)}"),
                 *(suite, part, _mirror()),
             ],
             timeout_s=_APT_TIMEOUT_S,
@@ -221,13 +245,21 @@ def copy_of(tree: Path) -> Iterator[Path]:
         shutil.rmtree(work)
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Build one thing at a time: others of this checkout wait, and find what was built."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with open(CACHE / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _kept(kind: str, made_of: Iterable[bytes], suffix: str) -> Path:
     """Return the place of a part, and remove what an older state of the sources had made."""
     digest = hashlib.sha256()
     for part in made_of:
         digest.update(len(part).to_bytes(8, "little") + part)
     place = CACHE / f"{kind}-{digest.hexdigest()[:16]}{suffix}"
-    CACHE.mkdir(parents=True, exist_ok=True)
     for old in CACHE.glob(f"{kind}-*{suffix}"):
         if old != place:
             shutil.rmtree(old) if old.is_dir() else old.unlink()

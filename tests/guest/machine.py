@@ -52,10 +52,19 @@ class Verdict:
 
 
 def boot(
-    guest: Guest, wanted: str, *, limit_s: float, shown: IO[str], arguments: str = ""
+    guest: Guest,
+    wanted: str,
+    *,
+    limit_s: float,
+    shown: IO[str],
+    arguments: str = "",
+    part: str = "",
 ) -> Verdict:
-    """Boot, run inside/`wanted` with `arguments` in its environment, and wait for the end."""
-    folder = CACHE / f"run-{wanted}-{guest.suite}"
+    """Boot, run inside/`wanted` with `arguments` in its environment, and wait for the end.
+
+    `part` tells runs apart that would otherwise be the same, and go on at the same time.
+    """
+    folder = CACHE / "-".join(filter(None, ("run", wanted, guest.suite, part)))
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "output"
     prepare(folder, arguments)
@@ -136,11 +145,12 @@ def follow(
 
 
 def _pack(target: Path, arguments: str) -> None:
-    (CACHE / "arguments").write_text(arguments, "utf-8")
+    described = target.with_name("arguments")
+    described.write_text(arguments, "utf-8")
     with tarfile.open(target, "w") as archive:
         for name in _PASSED:
             archive.add(REPO / name, name, filter=_not_made)
-        archive.add(CACHE / "arguments", "arguments")
+        archive.add(described, "arguments")
     # A disk has whole sectors.
     with open(target, "ab") as file:
         file.truncate(-(-file.tell() // 512) * 512)

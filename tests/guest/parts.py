@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What all of the guest tier consists of: boots that need nothing of each other.
+
+The newest Debian's tests are shared out among several boots, since a boot costs half a minute and
+one of all tests would be what everything else waits for. Each file is in exactly one of them; each
+boot ends with the look at its own audit log.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from tests.guest import build
+
+SHARES: Final = 3
+CUTS: Final = "cuts"
+_INSIDE: Final = Path("tests/guest/inside")
+_LAST: Final = "z_audit"
+# Files that take long under emulation, in seconds; the others take about as long as `_USUAL_S`.
+_USUAL_S: Final = 50
+_COSTS_S: Final[dict[str, int]] = {}
+_ON_OLDER: Final = (
+    *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix"),
+    _LAST,
+)
+
+
+def names() -> list[str]:
+    """Return the names of the boots."""
+    *older, _ = build.releases()
+    return [*(str(number + 1) for number in range(SHARES)), *older, CUTS]
+
+
+def suite_of(name: str) -> str:
+    """Return the Debian that a boot is of."""
+    *older, newest = build.releases()
+    return name if name in older else newest
+
+
+def files_of(name: str) -> list[str]:
+    """Return the files of tests that a boot runs."""
+    if name == CUTS:
+        return []
+    if not name.isdigit():
+        return [_path(one) for one in _ON_OLDER]
+    return shares(sorted(build.REPO.glob(f"{_INSIDE}/test_*.py")))[int(name) - 1]
+
+
+def shares(files: Sequence[Path]) -> list[list[str]]:
+    """Share the files out so that each boot takes about as long; the last one is in all of them."""
+    found: list[list[str]] = [[] for _ in range(SHARES)]
+    taken = [0] * SHARES
+    costs = {_short(path): _COSTS_S.get(_short(path), _USUAL_S) for path in files}
+    for name in sorted(costs.keys() - {_LAST}, key=lambda one: (-costs[one], one)):
+        least = taken.index(min(taken))
+        taken[least] += costs[name]
+        found[least].append(name)
+    return [[_path(name) for name in (*sorted(some), _LAST)] for some in found]
+
+
+def _short(path: Path) -> str:
+    return path.stem.removeprefix("test_")
+
+
+def _path(name: str) -> str:
+    return f"{_INSIDE}/test_{name}.py"
