@@ -17,7 +17,7 @@ VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
     "State": ("s", lambda vm: vm.state.value),
     "StateReason": ("s", lambda vm: vm.reason),
     "Goal": ("s", lambda vm: vm.goal),
-    "Groups": ("as", lambda _: []),
+    "Groups": ("as", lambda vm: list(vm.groups)),
     "Unit": ("s", lambda vm: vm.unit),
     "MainPID": ("u", lambda vm: vm.main_pid),
     "ProcessContext": ("s", lambda vm: vm.process_context),
@@ -66,6 +66,8 @@ def _hold(hold: Hold) -> dict[str, Variant]:
         "access": Variant("s", hold.access.value),
         "context": Variant("s", hold.label),
     }
+    if hold.group:
+        shown["group"] = Variant("s", hold.group)
     if hold.original_known:
         shown["original"] = Variant("s", hold.original or "")
     return shown
@@ -78,6 +80,7 @@ def plan_steps(plan: Plan) -> list[dict[str, Variant]]:
         step = {
             "path": Variant("s", decision.seen.path),
             "access": Variant("s", decision.seen.access.value),
+            "group": Variant("s", decision.seen.terms.group),
             "from": Variant("s", decision.seen.label or ""),
             "to": Variant("s", decision.target),
         }

@@ -12,8 +12,9 @@ from svirtd.core.model import (
     Override,
     Request,
     ResourceRequest,
+    Terms,
 )
-from svirtd.core.names import check_uuid, check_vm_name, shown
+from svirtd.core.names import check_group_name, check_uuid, check_vm_name, shown
 from svirtd.engine.verify import Wanted
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
@@ -63,6 +64,7 @@ _ACQUIRE: Final[Mapping[str, str]] = {
     "persistent": "b",
     "lifetime": "s",
     "override": "as",
+    "groups": "as",
 }
 _LAUNCH: Final[Mapping[str, str]] = {
     **_ACQUIRE,
@@ -157,6 +159,7 @@ def _request(
         persistent=given.get("persistent", False),
         lifetime=_LIFETIMES[lifetime],
         overrides=_overrides(given.get("override", ())),
+        groups=_groups(given.get("groups", ())),
     )
 
 
@@ -169,18 +172,24 @@ def _overrides(names: Sequence[str]) -> frozenset[Override]:
     return frozenset(_OVERRIDES[name] for name in names)
 
 
+def _groups(names: Sequence[str]) -> tuple[str, ...]:
+    for number, name in enumerate(names):
+        if check_group_name(name) in names[:number]:
+            raise InvalidArgs(f"options: groups names {shown(name)} twice")
+    return tuple(names)
+
+
 def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest:
     given = typed(what, values, _RESOURCE)
     path, index = given.get("path"), given.get("fd")
     access, form = given.get("access", Access.EXCLUSIVE.value), given.get("format", "raw")
-    for later in ("group", "backing"):
-        if later in given:
-            raise NotSupported(f"{what}: {later!r} is not supported by this version")
+    if "backing" in given:
+        raise NotSupported(f"{what}: 'backing' is not supported by this version")
     if given.get("recursive", False):
         raise NotSupported(f"{what}: directory trees are not supported by this version")
     if (path is None) == (index is None):
         raise InvalidArgs(f"{what}: expected exactly one of 'path' and 'fd'")
-    if access in ("group", "host-shared"):
+    if access == "host-shared":
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
     if access not in _ACCESSES:
         raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {_choice(_ACCESSES)}")
@@ -194,7 +203,10 @@ def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest
         if not 0 <= index < len(fds):
             raise InvalidArgs(f"{what}: 'fd' names no descriptor of this message")
         fd = fds[index]
-    return ResourceRequest(None if path is None else _path(what, path), fd, _ACCESSES[access])
+    terms = Terms(group=check_group_name(given["group"]) if "group" in given else "")
+    return ResourceRequest(
+        None if path is None else _path(what, path), fd, _ACCESSES[access], terms
+    )
 
 
 def _choice(values: Iterable[str]) -> str:

@@ -125,7 +125,8 @@ def _pool_faults(db: Database) -> Iterator[str]:
     shape, state = _shape(rows[0][:4]), PoolState(*rows[0][4:])
     (returned,) = db.execute("SELECT count(*) FROM returned").fetchone()
     (quarantined,) = db.execute(
-        "SELECT count(DISTINCT rank) FROM quarantine WHERE rank NOT IN (SELECT rank FROM vm)"
+        "SELECT count(DISTINCT rank) FROM quarantine"
+        " WHERE rank >= 0 AND rank NOT IN (SELECT rank FROM vm)"
     ).fetchone()
     for what, said, found in (
         ("in use", state.in_use, vms),
@@ -137,9 +138,12 @@ def _pool_faults(db: Database) -> Iterator[str]:
     if state.issued > shape.total:
         yield f"the pool has issued {state.issued} of {shape.total} sets"
     for table in ("vm", "returned", "quarantine"):
-        # From the ends of an index: a start must not read every row of a large book.
+        # From the ends of an index: a start must not read every row of a large book. Below 0 the
+        # quarantine has the categories of groups, which are no ranks.
+        ranks = "WHERE rank >= 0" if table == "quarantine" else ""
         lowest, highest = db.execute(
-            f"SELECT (SELECT min(rank) FROM {table}), (SELECT max(rank) FROM {table})"
+            f"SELECT (SELECT min(rank) FROM {table} {ranks}),"
+            f" (SELECT max(rank) FROM {table} {ranks})"
         ).fetchone()
         for rank in (lowest, highest):
             if rank is not None and not 0 <= rank < shape.total:
@@ -173,6 +177,7 @@ def _row_faults(db: Database, rest: Callable[[], None]) -> Iterator[str]:
     for number, (rank,) in enumerate(
         db.execute(
             "SELECT rank FROM vm UNION SELECT rank FROM returned UNION SELECT rank FROM quarantine"
+            " WHERE rank >= 0"
         )
     ):
         ahead += permutation.index_of(rank) >= row[5]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from svirtd.book import schema
+from svirtd.book import groups, schema
 from svirtd.book.connection import Database
 from svirtd.core import pool as core
 from svirtd.core.model import Counts, Identity
@@ -32,7 +32,7 @@ class PoolText:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A quarantined object: it may still carry the categories of `rank`.
+    """A quarantined object: it may still carry the categories of `rank`, a group's if below 0.
 
     `restorable`: what it carried before is known, `original`.
     """
@@ -60,6 +60,7 @@ def prepare(db: Database, text: PoolText, shape: Shape) -> Permutation:
         _refuse_if_used(db, row, wanted)
         db.execute("DELETE FROM pool")
         db.execute("DELETE FROM returned")
+        db.execute("DELETE FROM group_returned")
         row = None
     if schema.unmark_copy(db) and row is not None:
         rekey(db)
@@ -79,6 +80,7 @@ def _refuse_if_used(db: Database, row: tuple[object, ...], wanted: tuple[object,
     used = (
         db.execute("SELECT 1 FROM vm LIMIT 1").fetchone()
         or db.execute("SELECT 1 FROM quarantine LIMIT 1").fetchone()
+        or db.execute("SELECT 1 FROM vm_group LIMIT 1").fetchone()
     )
     if used:
         names = ("private", "groups", "reserved", "private-size")
@@ -88,9 +90,9 @@ def _refuse_if_used(db: Database, row: tuple[object, ...], wanted: tuple[object,
             if old != new
         ]
         raise StartError(
-            "[labels] may not change while VMs are in the book: "
+            "[labels] may not change while VMs or groups are in the book: "
             + "; ".join(changed)
-            + ". Put the old values back, or release and forget every VM first"
+            + ". Put the old values back, or forget every VM and delete every group first"
         )
 
 
@@ -161,20 +163,20 @@ def rekey(db: Database) -> None:
     )
 
 
-def suspect(db: Database, rank: int, suspects: Sequence[Suspect]) -> None:
+def suspect(db: Database, suspects: Sequence[Suspect]) -> None:
     """Remember objects that may still carry the categories of a rank, and whose VM had them."""
     now_us = time.time_ns() // 1000
-    (owner_uid,) = db.execute(
-        "SELECT coalesce((SELECT owner_uid FROM vm WHERE rank = ?1),"
-        " (SELECT max(owner_uid) FROM quarantine WHERE rank = ?1), 0)",
-        [rank],
-    ).fetchone()
     for one in suspects:
+        (owner_uid,) = db.execute(
+            "SELECT coalesce((SELECT owner_uid FROM vm WHERE rank = ?1),"
+            " (SELECT max(owner_uid) FROM quarantine WHERE rank = ?1), 0)",
+            [one.rank],
+        ).fetchone()
         db.execute(
             "INSERT INTO quarantine(rank, vm_name, dev, ino, path, label, reason, original,"
             " restorable, since_us, owner_uid) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             [
-                rank,
+                one.rank,
                 one.vm_name,
                 one.identity.dev,
                 one.identity.ino,
@@ -201,7 +203,7 @@ def retired_of(db: Database, uid: int) -> int:
     """Return how many sets of a user's earlier VMs are in quarantine. Not for root."""
     (count,) = db.execute(
         "SELECT count(DISTINCT rank) FROM quarantine WHERE owner_uid = ? AND owner_uid <> 0"
-        " AND rank NOT IN (SELECT rank FROM vm)",
+        " AND rank >= 0 AND rank NOT IN (SELECT rank FROM vm)",
         [uid],
     ).fetchone()
     return int(count)
@@ -232,6 +234,9 @@ def seen_clean(db: Database, suspect: Suspect) -> None:
     """
     sql = "DELETE FROM quarantine WHERE id = ? RETURNING id"
     if db.execute(sql, [suspect.id]).fetchone() is None:
+        return
+    if suspect.rank < 0:
+        groups.give_back(db, core.category_of(suspect.rank))
         return
     owned = db.execute("SELECT 1 FROM vm WHERE rank = ?", [suspect.rank]).fetchone()
     if owned is None and not _suspected(db, suspect.rank):

@@ -5,25 +5,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from svirtd.book.connection import Database
-from svirtd.core.model import (
-    VM,
-    Access,
-    Hold,
-    Identity,
-    Lifetime,
-    Snapshot,
-    State,
-)
+from svirtd.core.groups import AtEnd
+from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, Snapshot, State
 
 _VM = (
     "id, name, owner_uid, state, reason, goal, uuid, rank, categories, process_context,"
-    " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us"
+    " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us, groups"
 )
 # Below the number of values that one statement of any SQLite may have.
 _OBJECTS_AT_ONCE = 256
 _HOLD = (
     "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original, h.original_known,"
-    " v.owner_uid"
+    " v.owner_uid, h.grp, h.name, h.digest, h.until_us, h.at_end"
     " FROM hold h JOIN vm v ON v.rank = h.rank"
 )
 
@@ -48,11 +41,13 @@ def _vm(row: Sequence[Any]) -> VM:
         lifetime=Lifetime(row[15]),
         caller=row[16],
         created_us=row[17],
+        groups=tuple(row[18].split()),
     )
 
 
 def _hold(row: Sequence[Any]) -> Hold:
-    vm_id, vm_name, dev, ino, path, access, label, original, known, owner = row
+    vm_id, vm_name, dev, ino, path, access, label, original, known, owner = row[:10]
+    group, name, digest, until_us, at_end = row[10:]
     return Hold(
         vm_id,
         vm_name,
@@ -63,6 +58,11 @@ def _hold(row: Sequence[Any]) -> Hold:
         original,
         bool(known),
         owner,
+        group,
+        name,
+        digest,
+        until_us,
+        AtEnd(at_end),
     )
 
 
@@ -148,7 +148,7 @@ def every_vm(db: Database) -> Iterator[VM]:
 def add_vm(db: Database, vm: VM) -> None:
     """Insert a VM whose name and rank are free."""
     db.execute(
-        f"INSERT INTO vm({_VM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO vm({_VM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             vm.id,
             vm.name,
@@ -168,6 +168,7 @@ def add_vm(db: Database, vm: VM) -> None:
             vm.lifetime.value,
             vm.caller,
             vm.created_us,
+            " ".join(vm.groups),
         ],
     )
 
@@ -177,7 +178,7 @@ def update_vm(db: Database, vm: VM) -> None:
     db.execute(
         "UPDATE vm SET state = ?, reason = ?, goal = ?, uuid = ?, process_context = ?,"
         " image_context = ?, unit = ?, main_pid = ?, runtime_dir = ?, persistent = ?,"
-        " lifetime = ?, caller = ? WHERE id = ?",
+        " lifetime = ?, caller = ?, groups = ? WHERE id = ?",
         [
             vm.state.value,
             vm.reason,
@@ -191,21 +192,23 @@ def update_vm(db: Database, vm: VM) -> None:
             int(vm.persistent),
             vm.lifetime.value,
             vm.caller,
+            " ".join(vm.groups),
             vm.id,
         ],
     )
 
 
 def remove_vm(db: Database, vm: VM) -> None:
-    """Delete a VM that has no holds and no open operation."""
+    """Delete a VM that has no holds and no open operation, and its lasting memberships."""
+    db.execute("DELETE FROM member WHERE rank = ?", [vm.rank])
     db.execute("DELETE FROM vm WHERE rank = ?", [vm.rank])
 
 
 def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
     """Insert the holds of a VM that has none."""
     db.conn.executemany(
-        "INSERT INTO hold(rank, number, dev, ino, path, access, label, original, original_known)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO hold(rank, number, dev, ino, path, access, label, original, original_known,"
+        " grp, name, digest, until_us, at_end) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 vm.rank,
@@ -217,6 +220,11 @@ def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
                 h.label,
                 h.original,
                 int(h.original_known),
+                h.group,
+                h.name,
+                h.digest,
+                h.until_us,
+                h.at_end.value,
             )
             for number, h in enumerate(holds)
         ],
@@ -231,6 +239,11 @@ def remove_holds(db: Database, vm: VM) -> None:
 def holds_of(db: Database, vm: VM) -> list[Hold]:
     """Return what a VM holds, in the order in which it was asked for."""
     return [_hold(r) for r in db.execute(f"{_HOLD} WHERE h.rank = ? ORDER BY h.number", [vm.rank])]
+
+
+def holds_by_group(db: Database, name: str) -> list[Hold]:
+    """Return what is labelled by a group's category."""
+    return [_hold(row) for row in db.execute(f"{_HOLD} WHERE h.grp = ? ", [name])]
 
 
 def holders_of(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:

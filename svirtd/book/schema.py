@@ -177,6 +177,59 @@ def _quarantine_owner(db: Database) -> None:
     db.execute("CREATE INDEX quarantine_owner ON quarantine(owner_uid) WHERE owner_uid <> 0")
 
 
+@migrations(name="0008-sharing")
+def _sharing(db: Database) -> None:
+    # A group owns one category as long as it is in the book. With a namespace it is a zone.
+    db.execute(
+        "CREATE TABLE vm_group(name TEXT NOT NULL PRIMARY KEY, category INTEGER NOT NULL UNIQUE,"
+        " owner_uid INTEGER NOT NULL, created_us INTEGER NOT NULL,"
+        " writers TEXT NOT NULL DEFAULT 'all', namespace TEXT NOT NULL DEFAULT '') STRICT"
+    )
+    db.execute("CREATE INDEX vm_group_owner ON vm_group(owner_uid) WHERE owner_uid <> 0")
+    # Categories that a group had once; the lowest seq is the one returned longest ago. Those in
+    # quarantine stand in the table of that name, with the rank -1 - category.
+    db.execute(
+        "CREATE TABLE group_returned(seq INTEGER PRIMARY KEY,"
+        " category INTEGER NOT NULL UNIQUE) STRICT"
+    )
+    # Groups that a VM will be in at each start. Those of its run now are in the VM's own row.
+    db.execute(
+        "CREATE TABLE member(rank INTEGER NOT NULL REFERENCES vm(rank),"
+        " grp TEXT NOT NULL REFERENCES vm_group(name), PRIMARY KEY (rank, grp))"
+        " STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX member_group ON member(grp)")
+    # Which VMs of whom may be members, and until when (0: without end).
+    db.execute(
+        "CREATE TABLE vm_grant(grp TEXT NOT NULL REFERENCES vm_group(name), vm_name TEXT NOT NULL,"
+        " owner_uid INTEGER NOT NULL, until_us INTEGER NOT NULL, at_end TEXT NOT NULL,"
+        " since_us INTEGER NOT NULL, told INTEGER NOT NULL DEFAULT 0,"
+        " PRIMARY KEY (grp, vm_name)) STRICT, WITHOUT ROWID"
+    )
+    # Which side of a wall a subject (a VM's Id or UUID, an owner) has ever been on.
+    db.execute(
+        "CREATE TABLE wall_history(wall TEXT NOT NULL, subject TEXT NOT NULL, grp TEXT NOT NULL,"
+        " vm_name TEXT NOT NULL, since_us INTEGER NOT NULL, PRIMARY KEY (wall, subject, grp))"
+        " STRICT, WITHOUT ROWID"
+    )
+    # Who has had such history forgotten.
+    db.execute(
+        "CREATE TABLE wall_clear(id INTEGER PRIMARY KEY, wall TEXT NOT NULL, subject TEXT NOT NULL,"
+        " uid INTEGER NOT NULL, cleared INTEGER NOT NULL, at_us INTEGER NOT NULL) STRICT"
+    )
+    # Blank-separated: the groups whose categories the VM's processes have in this run.
+    db.execute("ALTER TABLE vm ADD COLUMN groups TEXT NOT NULL DEFAULT ''")
+    # The group by whose category an object is labelled; what the request calls the object; its
+    # digest when the VM got it; when the VM is to lose it (0: never), and how.
+    db.execute("ALTER TABLE hold ADD COLUMN grp TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE hold ADD COLUMN name TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE hold ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE hold ADD COLUMN until_us INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE hold ADD COLUMN at_end TEXT NOT NULL DEFAULT 'report'")
+    db.execute("CREATE INDEX hold_group ON hold(grp) WHERE grp <> ''")
+    db.execute("CREATE INDEX hold_until ON hold(until_us) WHERE until_us <> 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

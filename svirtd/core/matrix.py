@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from svirtd.core.goals import goal
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Access, Contexts, Hold
 from svirtd.core.separation import Ask, Decision
@@ -106,8 +107,12 @@ def _granted(vm: VM, holds: Sequence[Hold]) -> frozenset[str]:
         if hold.access is Access.PUBLIC:
             # Held so by one VM it is open to every VM of the host: the design's label algebra.
             return _READER
+        if hold.group and hold.group in vm.groups:
+            # What a group has is granted to each of its members, whoever of them holds it: the
+            # kernel asks for the group's category, and no book.
+            return _WRITER if hold.access.writes and goal(vm.goal).writes_images else _READER
         if hold.vm_id == vm.id:
-            return _READER if hold.access is Access.READONLY else _WRITER
+            return _WRITER if hold.access.writes else _READER
     return frozenset()
 
 

@@ -5,6 +5,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from svirtd.core.groups import AtEnd
 from svirtd.core.mcs import Context
 
 
@@ -12,8 +13,14 @@ class Access(enum.StrEnum):
     """How a VM uses a resource."""
 
     EXCLUSIVE = "exclusive"
+    GROUP = "group"
     READONLY = "readonly"
     PUBLIC = "public"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the VM may write the resource."""
+        return self in (Access.EXCLUSIVE, Access.GROUP)
 
 
 class State(enum.StrEnum):
@@ -98,12 +105,28 @@ class Kind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """How a resource is to be held, beyond the access.
+
+    `id` is what the request calls it. `group`: labelled by that group's category. `level`: empty
+    for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how.
+    """
+
+    id: str = ""
+    group: str = ""
+    level: str = ""
+    until_us: int = 0
+    at_end: AtEnd = AtEnd.REPORT
+
+
+@dataclass(frozen=True, slots=True)
 class ResourceRequest:
     """One resource as the caller named it: by path, or by a descriptor of its own."""
 
     path: str | None
     fd: int | None
     access: Access
+    terms: Terms = Terms()
 
     @property
     def named(self) -> str:
@@ -122,6 +145,8 @@ class Request:
     persistent: bool
     lifetime: Lifetime
     overrides: frozenset[Override]
+    groups: tuple[str, ...] = ()
+    level: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +178,12 @@ class Seen:
     label: str | None
     owner_uid: int
     file_system: str
+    terms: Terms = Terms()
 
 
 @dataclass(frozen=True, slots=True)
 class VM:
-    """A VM of the book."""
+    """A VM of the book. `groups` are those whose categories its processes have in this run."""
 
     id: str
     name: str
@@ -177,6 +203,7 @@ class VM:
     lifetime: Lifetime
     caller: str
     created_us: int
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +211,8 @@ class Hold:
     """One VM's use of one object. `label` is what svirtd set, `original` what it found.
 
     A hold that was entered again from what runs has no known original. `owner_uid` is the VM's.
+    `group`: labelled by that group's category. `name` is what the request calls the object,
+    `digest` what was in it when the VM got it, `until_us` when the VM loses it (0: never).
     """
 
     vm_id: str
@@ -195,6 +224,11 @@ class Hold:
     original: str | None
     original_known: bool = True
     owner_uid: int = 0
+    group: str = ""
+    name: str = ""
+    digest: str = ""
+    until_us: int = 0
+    at_end: AtEnd = AtEnd.REPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,35 +366,6 @@ class JobView:
     state: JobState
     progress: float
     error: tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class UnitState:
-    """What systemd says of a unit."""
-
-    name: str
-    active: str
-    result: str
-    main_pid: int
-    exit_code: int
-    exit_status: int
-    context: str
-
-    @property
-    def ended(self) -> bool:
-        """Whether no process of the unit is left."""
-        return self.active in ("inactive", "failed")
-
-
-@dataclass(frozen=True, slots=True)
-class UnitDetails:
-    """A loaded unit's state, and what it was told to run."""
-
-    state: UnitState
-    user: str
-    argv: tuple[str, ...]
-    environment: tuple[str, ...]
-    started_us: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ is wrong with it.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svirtd.core.filesystems import problem
@@ -52,6 +52,14 @@ class Asker:
 
 
 @dataclass(frozen=True, slots=True)
+class Sets:
+    """The categories of a VM: its own pair, and one for each group that it is in, by name."""
+
+    pair: frozenset[int]
+    groups: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What happens to one resource: a step (None if its label is right already), or a refusal."""
 
@@ -85,7 +93,7 @@ def plan(
     seen: Sequence[Seen],
     snapshot: Snapshot,
     contexts: Contexts,
-    pair: frozenset[int],
+    sets: Sets,
     goal: Goal,
     rules: Rules,
     asker: Asker,
@@ -96,7 +104,13 @@ def plan(
     InvalidArgs when the request names one object twice; every other refusal is in the plan.
     """
     _refuse_duplicates(seen)
-    targets = {a: str(resource_context(contexts, a, pair)) for a in {one.access for one in seen}}
+    shared = {one.terms.group for one in seen} & sets.groups.keys()
+    targets = {
+        (access, group): str(resource_context(contexts, access, sets.pair, sets.groups.get(group)))
+        for access in {one.access for one in seen}
+        for group in ("", *shared)
+        if access is not Access.GROUP or group
+    }
     holds = snapshot.holds
     return Plan(
         tuple(
@@ -120,21 +134,23 @@ def _decide(
     vm_id: str,
     seen: Seen,
     holds: Sequence[Hold],
-    targets: dict[Access, str],
+    targets: Mapping[tuple[Access, str], str],
     goal: Goal,
     rules: Rules,
     asker: Asker,
 ) -> Decision:
-    target = targets[seen.access]
+    target = targets.get((seen.access, seen.terms.group), "")
     try:
         if seen.access not in goal.accesses:
             raise ResourceRefused(
                 f"{seen.named}: goal {goal.name!r} does not allow access {seen.access.value!r}"
             )
-        _refuse_owner(seen, asker)
+        _refuse_group(seen, target)
+        if not _shared_in_group(seen, holds):
+            _refuse_owner(seen, asker)
         if holds:
             _refuse_conflict(vm_id, asker.uid, seen, holds)
-            # Shared with earlier public holders: the label stays, the original is the first one's.
+            # Shared with earlier holders: the label stays, the original is the first one's.
             _refuse_foreign_change(asker.uid, seen, holds[0])
             # By today's configuration it might be another label: the last holder looks for the one
             # that is there, and gives the original back only from that.
@@ -160,7 +176,7 @@ def _refuse_conflict(vm_id: str, caller_uid: int, seen: Seen, holds: Sequence[Ho
             raise ResourceBusy(
                 f"{seen.named} is held by VM {hold.vm_name!r} already; release it first"
             )
-        if seen.access is not Access.PUBLIC or hold.access is not Access.PUBLIC:
+        if not _shares(seen, hold):
             if caller_uid not in (0, hold.owner_uid):
                 # What a VM holds is its owner's to know.
                 raise ResourceBusy(
@@ -169,9 +185,59 @@ def _refuse_conflict(vm_id: str, caller_uid: int, seen: Seen, holds: Sequence[Ho
                 )
             raise ResourceBusy(
                 f"{seen.named} is held by VM {hold.vm_name!r} with access "
-                f"{hold.access.value!r} (as {hold.path}); release that VM first, or give both VMs "
-                "access 'public' if they only read"
+                f"{_words(hold)} (as {hold.path}); release that VM first, {_advice(seen, hold)}"
             )
+
+
+def _shares(seen: Seen, hold: Hold) -> bool:
+    """Say whether an object may be held so beside this hold: by the same rule, so the same label.
+
+    A label is one for all: what some members of a group may write, the label cannot have others
+    only read. A domain that writes nothing can; such a member holds it with access 'group', too.
+    """
+    if seen.access is not hold.access:
+        return False
+    if seen.access is Access.PUBLIC:
+        return True
+    return bool(hold.group) and seen.terms.group == hold.group
+
+
+def _shared_in_group(seen: Seen, holds: Sequence[Hold]) -> bool:
+    """Say whether a group has the object already: it is labelled for its members, and stays so.
+
+    Its owner has given it to the group; a member who can open it need not own it as well.
+    """
+    return bool(holds) and bool(seen.terms.group) and all(_shares(seen, hold) for hold in holds)
+
+
+def _words(hold: Hold) -> str:
+    return repr(hold.access.value) + (f" of group {hold.group!r}" if hold.group else "")
+
+
+def _advice(seen: Seen, hold: Hold) -> str:
+    if hold.group and seen.terms.group == hold.group:
+        return (
+            f"or ask for access {hold.access.value!r}: one label cannot let some members write "
+            "and others only read; a goal whose domain writes nothing (view-only) reads with "
+            "access 'group'"
+        )
+    return "or give both VMs access 'public' if they only read, or 'group' to share it"
+
+
+def _refuse_group(seen: Seen, target: str) -> None:
+    group = seen.terms.group
+    if seen.access is Access.GROUP and not group:
+        raise InvalidArgs(f"{seen.named}: access 'group' needs 'group', the name of the group")
+    if group and seen.access not in (Access.GROUP, Access.READONLY):
+        raise InvalidArgs(
+            f"{seen.named}: 'group' goes with access 'group' or 'readonly', not "
+            f"{seen.access.value!r}"
+        )
+    if not target:
+        raise ResourceRefused(
+            f"{seen.named}: the VM is not in group {group!r}; name it among the groups of the "
+            "request, or join the VM to it first"
+        )
 
 
 def _refuse_foreign_change(caller_uid: int, seen: Seen, hold: Hold) -> None:

@@ -7,9 +7,9 @@ what comes back, all inside one transaction of its own.
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
-from itertools import combinations
+from itertools import combinations, islice
 from math import comb, isqrt
 from typing import Final
 
@@ -56,6 +56,10 @@ class Shape:
             raise ValueError(f"bad rank {rank}: expected 0..{self.total - 1}")
         private = self.private
         return frozenset([private[position] for position in mcs.unrank(rank, self.size)])
+
+    def carried(self, key: int) -> mcs.Categories:
+        """Return the set that a key of the quarantine means: a rank, or a group's category."""
+        return frozenset({category_of(key)}) if key < 0 else self.categories_of(key)
 
     def rank_of(self, cats: Set[int]) -> int:
         """Return the rank of a set. ValueError if it is not one of this shape."""
@@ -109,6 +113,32 @@ def make_shape(
         )
     mcs.check_categories(groups)
     return Shape(tuple(sorted(private - reserved)), size)
+
+
+def key_of(category: int) -> int:
+    """Return the number under which the quarantine has a group's category: below every rank."""
+    return -1 - category
+
+
+def category_of(key: int) -> int:
+    """Return the category that key_of() made this of."""
+    return -1 - key
+
+
+def draw_category(
+    pool: Set[int], issued: Set[int], returned: Sequence[int], is_blocked: Callable[[int], bool]
+) -> list[int]:
+    """Return the group categories of which any may be handed out next; empty if there is none.
+
+    Never-used ones while there are such, then the one returned longest ago. `issued` have a group
+    or are in quarantine, `returned` had one, oldest first. Blocked is what somebody else uses.
+    """
+    fresh = sorted(pool - issued - set(returned))
+    free = [one for one in fresh if not is_blocked(one)]
+    if free:
+        return free
+    again = (one for one in returned if one in pool and one not in issued and not is_blocked(one))
+    return list(islice(again, 1))
 
 
 @dataclass(frozen=True, slots=True)

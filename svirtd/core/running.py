@@ -28,10 +28,11 @@ _LONE_COMMA: Final = re.compile(r"(?<!,)(?:,,)*(,)(?!,)")
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The private set that a unit runs under."""
+    """The private set that a unit runs under, and the categories of its groups."""
 
     context: Context
     rank: int
+    groups: frozenset[int]
 
 
 def vm_of_unit(unit: str) -> str | None:
@@ -48,14 +49,17 @@ def vm_of_unit(unit: str) -> str | None:
     return name if unit_name(name) == unit else None
 
 
-def claim_of(context: str, contexts: Contexts, shape: Shape) -> Claim | None:
+def claim_of(
+    context: str, contexts: Contexts, shape: Shape, group_pool: frozenset[int]
+) -> Claim | None:
     """Return the set of a VM's process context, None if the context is not a VM's of ours."""
     try:
         found = parse_context(context)
-        rank = shape.rank_of(found.categories)
+        groups = found.categories & group_pool
+        rank = shape.rank_of(found.categories - groups)
     except ValueError:
         return None
-    return Claim(found, rank) if found.type == contexts.process.type else None
+    return Claim(found, rank, groups) if found.type == contexts.process.type else None
 
 
 def id_of(environment: Sequence[str], folder: str) -> str | None:
@@ -69,8 +73,11 @@ def id_of(environment: Sequence[str], folder: str) -> str | None:
     return None
 
 
-def access_of(label: str | None, contexts: Contexts, pair: frozenset[int]) -> Access | None:
-    """Return how a VM with this pair holds an object of this label; None if it cannot be told.
+def access_of(
+    label: str | None, contexts: Contexts, pair: frozenset[int], groups: frozenset[int]
+) -> tuple[Access, int | None] | None:
+    """Return how a VM of this pair and these groups holds an object of this label, and by which
+    group's category; None if it cannot be told.
 
     An object without categories may be anybody's.
     """
@@ -78,11 +85,16 @@ def access_of(label: str | None, contexts: Contexts, pair: frozenset[int]) -> Ac
         found = None if label is None else parse_context(label)
     except ValueError:
         return None
-    if found is None or found.categories != pair:
+    if found is None:
         return None
-    return {contexts.image.type: Access.EXCLUSIVE, contexts.content.type: Access.READONLY}.get(
-        found.type
-    )
+    group = next((one for one in groups if found.categories == {one}), None)
+    if group is None and found.categories != pair:
+        return None
+    if found.type == contexts.content.type:
+        return Access.READONLY, group
+    if found.type == contexts.image.type:
+        return (Access.EXCLUSIVE if group is None else Access.GROUP), group
+    return None
 
 
 def named_paths(argv: Sequence[str]) -> tuple[str, ...]:

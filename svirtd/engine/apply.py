@@ -8,7 +8,7 @@ and is left alone.
 import contextlib
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -145,12 +145,17 @@ def findings(vm: VM, outcomes: Sequence[Outcome]) -> list[Finding]:
     ]
 
 
-def suspects(vm: VM, categories: frozenset[int], outcomes: Sequence[Outcome]) -> list[Suspect]:
-    """Return the objects that may still carry the VM's categories after these outcomes."""
+def suspects(
+    vm: VM, sets: Mapping[int, frozenset[int]], outcomes: Sequence[Outcome]
+) -> list[Suspect]:
+    """Return the objects that may still carry a set of the VM's after these outcomes.
+
+    `sets` are its private one and those of its groups, by the key that the quarantine has for each.
+    """
     return [
         Suspect(
             0,
-            vm.rank,
+            key,
             vm.name,
             one.step.identity,
             one.step.path,
@@ -159,6 +164,7 @@ def suspects(vm: VM, categories: frozenset[int], outcomes: Sequence[Outcome]) ->
             original=one.step.new,
             restorable=True,
         )
+        for key, categories in sets.items()
         for one in outcomes
         if one.fate is not Fate.DONE
         # A public object never carried a category.

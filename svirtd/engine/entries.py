@@ -5,18 +5,14 @@ A conflict is decided here, inside the transaction that also writes the hold: tw
 object cannot both see it free.
 """
 
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from svirtd.book import ledger, pool, registry
+from svirtd.book import groups, ledger, pool, registry
 from svirtd.book.store import Database
-from svirtd.core import foreign, goals
-from svirtd.core.mcs import format_categories
+from svirtd.core.groups import Group
 from svirtd.core.model import (
     VM,
-    Access,
     Caller,
     Hold,
     Identity,
@@ -28,17 +24,13 @@ from svirtd.core.model import (
     State,
     Step,
 )
-from svirtd.core.plan import Asker, Plan, plan
+from svirtd.core.plan import Plan
 from svirtd.core.pool import RankTaken
+from svirtd.engine.calendar import now_us
+from svirtd.engine.decide import OtherSets, decide
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
-from svirtd.engine.quotas import refuse_too_many
-from svirtd.errors import Drift, Failed, NoSuchVM, VMExists
-
-Sets = frozenset[frozenset[int]]
-
-# Foreign labels that a draw steps over before it gives up; each costs one lookup.
-BLOCKED_LIMIT = 1024
+from svirtd.errors import Failed, NoSuchVM
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,20 +58,14 @@ def begin_acquire(
     request: Request,
     seen: Sequence[Seen],
     launching: Launching | None,
-    others: Sets,
+    others: OtherSets,
 ) -> Begun:
     """Enter VM, pair, holds and steps. `others` are the sets that the host's processes run under.
 
     Raises Drift, VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused,
     InvalidArgs.
     """
-    known = _usable(db, request.name, caller)
-    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
-    if known is None:
-        rank = pool.draw_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
-    else:
-        rank = _own_rank(doors, known, others)
-    vm, decided = _decide(db, doors, caller, request, seen, known, rank)
+    known, vm, decided = decide(db, doors, caller, request, seen, others, pool.draw_rank)
     decided.refuse()
     if decided.decisions or launching is not None:
         # Said before it is true, so that nobody has to wait for a second entry once it is: until
@@ -106,6 +92,10 @@ def begin_acquire(
             d.target,
             d.original,
             owner_uid=vm.owner_uid,
+            group=d.seen.terms.group,
+            name=d.seen.terms.id,
+            until_us=d.seen.terms.until_us,
+            at_end=d.seen.terms.at_end,
         )
         for d in decided.decisions
     )
@@ -130,93 +120,29 @@ def dry_run(
     caller: Caller,
     request: Request,
     seen: Sequence[Seen],
-    others: Sets,
+    others: OtherSets,
 ) -> Plan:
     """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
-    known = _usable(db, request.name, caller)
-    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
-    if known is None:
-        rank = pool.peek_rank(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
-    else:
-        rank = _own_rank(doors, known, others)
-    return _decide(db, doors, caller, request, seen, known, rank)[1]
+    return decide(db, doors, caller, request, seen, others, pool.peek_rank)[2]
 
 
-def _blocked(doors: Doors, others: Sets) -> Callable[[int], bool]:
-    """Invariant 4: a set that overlaps one in use by somebody else is never handed out."""
-    return lambda rank: foreign.overlaps(doors.shape.categories_of(rank), others)
+def groups_again(db: Database, categories: frozenset[int]) -> dict[int, str]:
+    """Return the groups that own these categories, by category, for a VM that runs under them.
 
-
-def _own_rank(doors: Doors, known: VM, others: Sets) -> int:
-    """Return the rank that a persistent VM keeps, if nobody else runs under its set meanwhile."""
-    if foreign.overlaps(doors.shape.categories_of(known.rank), others):
-        raise Drift(
-            f"the categories of VM {known.name!r}, {known.categories}, are those of a process that "
-            "svirtd did not start for it now: svirtctl verify names it; end that process, or "
-            "forget the VM to have it get others"
-        )
-    return known.rank
-
-
-def _usable(db: Database, name: str, caller: Caller) -> VM | None:
-    known = registry.vm_by_name(db, name)
-    if known is not None and caller.uid not in (0, known.owner_uid):
-        # Also one that holds nothing: its set, once known, must not become another user's.
-        raise VMExists(f"a VM of another user is named {name!r}; take another name")
-    if known is not None and not (known.persistent and known.state is State.RESERVED):
-        raise VMExists(
-            f"VM {name!r} exists and is {known.state.value}; release it first, or take another name"
-        )
-    return known
-
-
-def _decide(
-    db: Database,
-    doors: Doors,
-    caller: Caller,
-    request: Request,
-    seen: Sequence[Seen],
-    known: VM | None,
-    rank: int,
-) -> tuple[VM, Plan]:
-    pair = doors.shape.categories_of(rank)
-    goal = goals.goal(request.goal)
-    process = goals.process_context(doors.contexts, pair)
-    image = goals.resource_context(doors.contexts, Access.EXCLUSIVE, pair)
-    if known is None:
-        vm = VM(
-            id=secrets.token_hex(8),
-            name=request.name,
-            owner_uid=caller.uid,
-            state=State.RESERVED,
-            reason="",
-            goal=goal.name,
-            uuid=request.uuid,
-            rank=rank,
-            categories=format_categories(pair),
-            process_context=str(process),
-            image_context=str(image),
-            unit="",
-            main_pid=0,
-            runtime_dir="",
-            persistent=request.persistent,
-            lifetime=request.lifetime,
-            caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
-            created_us=time.time_ns() // 1000,
-        )
-    else:
-        vm = replace(
-            known,
-            goal=goal.name,
-            uuid=request.uuid or known.uuid,
-            process_context=str(process),
-            image_context=str(image),
-            lifetime=request.lifetime,
-            caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
-        )
-    asker = Asker(caller.uid, request.overrides)
-    snapshot = registry.snapshot(db, [one.identity for one in seen])
-    return vm, plan(vm.id, seen, snapshot, doors.contexts, pair, goal, doors.rules, asker)
+    One that the book has lost is root's from now on, under a name that says so: who else was in
+    it, and whose it was, is not known.
+    """
+    found = {}
+    for category in sorted(categories):
+        group = groups.by_category(db, category)
+        if group is None:
+            name = f"lost-c{category}"
+            while groups.by_name(db, name) is not None:
+                name += "-again"
+            group = Group(name, category, 0, now_us())
+            groups.add(db, group)
+        found[category] = group.name
+    return found
 
 
 class Conflict(Exception):
@@ -242,6 +168,7 @@ def reenter(
             unit=vm.unit,
             main_pid=vm.main_pid,
             runtime_dir=vm.runtime_dir,
+            groups=vm.groups,
         )
         registry.update_vm(db, vm)
     else:
@@ -257,7 +184,10 @@ def reenter(
     free = tuple(
         replace(hold, vm_id=vm.id, owner_uid=vm.owner_uid)
         for hold in holds
-        if not registry.holds_on(db, hold.identity)
+        if all(
+            hold.group and hold.group == one.group and hold.access is one.access
+            for one in registry.holds_on(db, hold.identity)
+        )
     )
     registry.add_holds(db, vm, free)
     entered = {hold.identity for hold in free}
@@ -272,7 +202,7 @@ def finish_launch(db: Database, operation: Operation, entry: Entry) -> None:
 
 def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.Suspect]) -> None:
     """Record that an acquisition was taken back. `suspects` are objects not proven clean."""
-    pool.suspect(db, operation.vm.rank, suspects)
+    pool.suspect(db, suspects)
     registry.remove_holds(db, operation.vm)
     ledger.close_operation(db, operation)
     if operation.created:
@@ -351,7 +281,7 @@ def finish_release(
     vm = operation.vm
     registry.remove_holds(db, vm)
     ledger.close_operation(db, operation)
-    pool.suspect(db, vm.rank, suspects)
+    pool.suspect(db, suspects)
     if vm.persistent:
         reserved = _reserved(vm)
         registry.update_vm(db, reserved)
@@ -390,4 +320,5 @@ def _reserved(vm: VM) -> VM:
         runtime_dir="",
         lifetime=Lifetime.RELEASE,
         caller="",
+        groups=(),
     )

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from svirtd.core.mcs import Context, parse_context
-from svirtd.core.model import VM, Access, Caller, Identity, Kind, Override, Request, Seen
+from svirtd.core.model import VM, Caller, Identity, Kind, Override, Request, Seen
 from svirtd.core.plan import UNLABELLED_TYPE
 from svirtd.engine.authorize import About, Action
 from svirtd.engine.doors import Doors
@@ -237,7 +237,7 @@ def refuse_by_policy(kernel: Kernel, caller: Caller, seen: Sequence[Seen]) -> No
         if one.kind not in (Kind.FILE, Kind.BLOCK):
             continue  # the plan refuses it
         needed = {"getattr", "open", "read"}
-        if one.access is Access.EXCLUSIVE:
+        if one.access.writes:
             needed.add("write")
         target = one.label or _UNLABELLED
         _refuse_missing(kernel, source, target, one, needed)

@@ -13,8 +13,10 @@ from dataclasses import replace
 from svirtd.book import ledger, registry
 from svirtd.book.pool import Suspect
 from svirtd.core.devices import is_parked
+from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
+from svirtd.core.pool import key_of
 from svirtd.engine import apply, entries, unknown
 from svirtd.engine.again import until_done
 from svirtd.engine.apply import Fate, Outcome, Undone
@@ -132,10 +134,10 @@ class Operations:
         outcomes = await self._take(operation.steps)
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
-        pair = doors.shape.categories_of(vm.rank)
+        sets = self._sets(vm)
         suspects = (
-            apply.suspects(vm, pair, outcomes)
-            + unknown.suspects(vm, pair, entry.holds, operation.steps)
+            apply.suspects(vm, sets, outcomes)
+            + unknown.suspects(vm, sets, entry.holds, operation.steps)
             + await self._living(vm)
         )
         reach(Point.CLOSE_BEFORE)
@@ -163,7 +165,8 @@ class Operations:
     async def _abandon(self, operation: Operation, outcomes: Sequence[Outcome]) -> None:
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
-        suspects = self._suspects(operation.vm, outcomes) + await self._living(operation.vm)
+        suspects = apply.suspects(operation.vm, self._sets(operation.vm), outcomes)
+        suspects += await self._living(operation.vm)
         reach(Point.CLOSE_BEFORE)
         # Durable: after a power cut an acquisition that is open may have been promised, and is
         # finished; the caller of this one is about to hear that it failed.
@@ -205,12 +208,14 @@ class Operations:
 
         return await self._doors.in_file_thread(work) if steps else ()
 
-    def _suspects(self, vm: VM, outcomes: Sequence[Outcome]) -> list[Suspect]:
+    def _sets(self, vm: VM) -> dict[int, frozenset[int]]:
+        """The VM's own set and one for each of its groups, by the quarantine's keys."""
         pair = self._doors.shape.categories_of(vm.rank)
-        return apply.suspects(vm, pair, outcomes)
+        groups = parse_context(vm.process_context).categories - pair
+        return {vm.rank: pair} | {key_of(one): frozenset({one}) for one in groups}
 
     async def _living(self, vm: VM) -> list[Suspect]:
-        """Processes that still run under the VM's label keep its pair out of the pool."""
+        """Processes that still run under the VM's label keep its sets out of the pool."""
         doors = self._doors
         if not doors.kernel.enabled():
             return []
@@ -218,8 +223,12 @@ class Operations:
             pids = await doors.in_file_thread(processes.under, doors.kernel, vm.process_context)
         except (OSError, LimitsExceeded) as error:
             reason = f"whether a process still runs under the VM's label is not known ({error})"
-            return [_process(vm, 0, reason)]
-        return [_process(vm, pid, f"process {pid} still runs under the VM's label") for pid in pids]
+            return [_process(vm, key, 0, reason) for key in self._sets(vm)]
+        return [
+            _process(vm, key, pid, f"process {pid} still runs under the VM's label")
+            for key in self._sets(vm)
+            for pid in pids
+        ]
 
     async def _remove_folder(self, vm: VM) -> None:
         if not vm.runtime_dir:
@@ -237,9 +246,9 @@ class Operations:
             )
 
 
-def _process(vm: VM, pid: int, reason: str) -> Suspect:
+def _process(vm: VM, key: int, pid: int, reason: str) -> Suspect:
     identity, path = Identity(0, pid), f"/proc/{pid}"
-    return Suspect(0, vm.rank, vm.name, identity, path, vm.process_context, reason)
+    return Suspect(0, key, vm.name, identity, path, vm.process_context, reason)
 
 
 async def vm_named(doors: Doors, name: str) -> VM:

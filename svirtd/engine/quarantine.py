@@ -94,11 +94,8 @@ class Quarantine:
                 except RankTaken:
                     continue
                 reason = "a file of no VM carries it"
-                pool.suspect(
-                    db,
-                    rank,
-                    [Suspect(0, rank, "", found.identity, found.path, found.label, reason)],
-                )
+                one = Suspect(0, rank, "", found.identity, found.path, found.label, reason)
+                pool.suspect(db, [one])
                 pool.retire(db, rank)
                 kept = True
             return kept
@@ -131,8 +128,8 @@ class Quarantine:
         kernel = self._doors.kernel
         if suspect.path.startswith(_PROCESS):
             return not processes.under(kernel, suspect.label)
-        pair = self._doors.shape.categories_of(suspect.rank)
-        return not apply.carries(kernel, suspect.path, suspect.identity, pair)
+        carried = self._doors.shape.carried(suspect.rank)
+        return not apply.carries(kernel, suspect.path, suspect.identity, carried)
 
     def _give_back(self, suspect: Suspect) -> bool:
         step = Step(suspect.identity, suspect.path, old=suspect.label, new=suspect.original)

@@ -9,12 +9,14 @@ its set; what they carried before is not known, and is said to be unknown.
 import functools
 import secrets
 import time
+from collections.abc import Mapping
 
 from svirtd.book import registry
 from svirtd.core import goals
 from svirtd.core.mcs import format_categories
-from svirtd.core.model import VM, Access, Finding, FindingKind, Hold, Lifetime, State, UnitDetails
+from svirtd.core.model import VM, Access, Finding, FindingKind, Hold, Lifetime, State
 from svirtd.core.running import Claim, access_of, claim_of, id_of, named_paths, vm_of_unit
+from svirtd.core.unit_state import UnitDetails
 from svirtd.engine import entries
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Conflict
@@ -49,7 +51,9 @@ class Reentry:
         if known is not None and known.process_context == details.state.context:
             return
         name = vm_of_unit(unit)
-        claim = claim_of(details.state.context, self._doors.contexts, self._doors.shape)
+        doors = self._doors
+        group_pool = doors.config.group_categories
+        claim = claim_of(details.state.context, doors.contexts, doors.shape, group_pool)
         if name is None or claim is None:
             self._leave(unit, "it runs under no set of categories that svirtd gives")
             return
@@ -58,14 +62,17 @@ class Reentry:
 
     async def _enter(self, name: str, claim: Claim, details: UnitDetails) -> None:
         doors, unit = self._doors, details.state.name
-        vm = await doors.in_file_thread(self._vm, name, claim, details)
+        groups = await doors.store.write(
+            functools.partial(entries.groups_again, categories=claim.groups)
+        )
+        vm = await doors.in_file_thread(self._vm, name, claim, details, tuple(groups.values()))
         # Before the look, so that no end falls between the two.
         self._units.adopt(vm)
         if await self._units.running(vm) is None:
             self._units.forget(vm)
             self._leave(unit, f"the kernel does not have it under {claim.context}")
             return
-        holds, complete = await doors.in_file_thread(self._holds, vm, details)
+        holds, complete = await doors.in_file_thread(self._holds, vm, groups, details)
         try:
             entry, left = await doors.store.write(
                 functools.partial(entries.reenter, doors=doors, vm=vm, holds=holds)
@@ -81,7 +88,7 @@ class Reentry:
         )
         self._tell(entry, complete=complete)
 
-    def _vm(self, name: str, claim: Claim, details: UnitDetails) -> VM:
+    def _vm(self, name: str, claim: Claim, details: UnitDetails, groups: tuple[str, ...]) -> VM:
         doors = self._doors
         pair = doors.shape.categories_of(claim.rank)
         folders = f"{doors.config.runtime_directory}/vm"
@@ -105,19 +112,23 @@ class Reentry:
             lifetime=Lifetime.RELEASE,
             caller="",
             created_us=details.started_us or time.time_ns() // 1000,
+            groups=groups,
         )
 
-    def _holds(self, vm: VM, details: UnitDetails) -> tuple[list[Hold], bool]:
+    def _holds(
+        self, vm: VM, groups: Mapping[int, str], details: UnitDetails
+    ) -> tuple[list[Hold], bool]:
         """Return what the VM holds, and whether its open files could be looked at."""
         doors = self._doors
         opened = running.open_files(vm.main_pid)
         pair = doors.shape.categories_of(vm.rank)
         holds = []
         for one in running.labelled(doors.kernel, [*named_paths(details.argv), *(opened or ())]):
-            access = access_of(one.label, doors.contexts, pair)
+            held = access_of(one.label, doors.contexts, pair, frozenset(groups))
             # What it has made in its own folder goes with the folder.
-            if access is None or (vm.runtime_dir and one.path.startswith(f"{vm.runtime_dir}/")):
+            if held is None or (vm.runtime_dir and one.path.startswith(f"{vm.runtime_dir}/")):
                 continue
+            access, category = held
             holds.append(
                 Hold(
                     vm.id,
@@ -128,6 +139,7 @@ class Reentry:
                     one.label,
                     original=None,
                     original_known=False,
+                    group="" if category is None else groups[category],
                 )
             )
         return holds, opened is not None

@@ -4,8 +4,9 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
-from svirtd.core.model import VM, Command, UnitState
+from svirtd.core.model import VM, Command
 from svirtd.core.names import machine_id, machine_name
+from svirtd.core.unit_state import UnitState
 from svirtd.engine.again import until_done
 from svirtd.engine.doors import Doors
 from svirtd.errors import LabelRefused

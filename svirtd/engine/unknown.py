@@ -76,14 +76,15 @@ def findings(vm: VM, holds: Sequence[Hold], steps: Sequence[Step]) -> list[Findi
 
 
 def suspects(
-    vm: VM, pair: frozenset[int], holds: Sequence[Hold], steps: Sequence[Step]
+    vm: VM, sets: Mapping[int, frozenset[int]], holds: Sequence[Hold], steps: Sequence[Step]
 ) -> list[Suspect]:
     """Return the objects that keep the VM's label."""
     given = {step.identity for step in steps}
     return [
-        Suspect(0, vm.rank, vm.name, hold.identity, hold.path, hold.label, _KEPT)
+        Suspect(0, key, vm.name, hold.identity, hold.path, hold.label, _KEPT)
+        for key, categories in sets.items()
         for hold in holds
         if not hold.original_known
         and hold.identity not in given
-        and apply.may_carry(hold.label, pair)
+        and apply.may_carry(hold.label, categories)
     ]

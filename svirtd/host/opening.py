@@ -188,7 +188,7 @@ def open_held(kernel: Kernel, path: str, held: int, access: Access) -> int:
     try:
         if not _may_label(walk.facts(held).mode):
             return os.dup(held)
-        flags = os.O_RDWR if access is Access.EXCLUSIVE else os.O_RDONLY
+        flags = os.O_RDWR if access.writes else os.O_RDONLY
         return os.open(f"/proc/self/fd/{held}", flags | QUIET)
     except OSError as error:
         raise not_opened(kernel, path, access, error) from error
@@ -197,7 +197,7 @@ def open_held(kernel: Kernel, path: str, held: int, access: Access) -> int:
 def not_opened(kernel: Kernel, path: str, access: Access, error: OSError) -> ResourceRefused:
     """Return the refusal of an object. Raises LimitsExceeded if it is not the object's fault."""
     refuse_scarcity(error)
-    wanted = "reading and writing" if access is Access.EXCLUSIVE else "reading"
+    wanted = "reading and writing" if access.writes else "reading"
     text = why(error)
     if error.errno == errno.EACCES:
         if os.geteuid():
@@ -226,12 +226,12 @@ def _hold_passed(fd: int, access: Access) -> int:
     if mode & os.O_PATH:
         raise ResourceRefused(
             "the passed descriptor was opened with O_PATH, which proves nothing: open the file "
-            "for reading, or for reading and writing where access is 'exclusive'"
+            "for reading, or for reading and writing where access is 'exclusive' or 'group'"
         )
     how = mode & os.O_ACCMODE
-    wanted = (os.O_RDWR,) if access is Access.EXCLUSIVE else (os.O_RDONLY, os.O_RDWR)
+    wanted = (os.O_RDWR,) if access.writes else (os.O_RDONLY, os.O_RDWR)
     if how not in wanted:
-        need = "reading and writing" if access is Access.EXCLUSIVE else "reading"
+        need = "reading and writing" if access.writes else "reading"
         raise ResourceRefused(
             f"the passed descriptor is not open for {need}, which access "
             f"{access.value!r} takes: open the file so, or ask for another access"
@@ -306,6 +306,7 @@ def _look(kernel: Kernel, request: ResourceRequest, fd: int, file_system: str) -
         label=_label(kernel, named, through) if asked else None,
         owner_uid=what.uid,
         file_system=file_system,
+        terms=request.terms,
     )
 
 

@@ -10,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeGuard
 
-from svirtd.core.model import UnitDetails, UnitState
 from svirtd.core.names import escape_path
+from svirtd.core.unit_state import UnitDetails, UnitState
 from svirtd.errors import Failed, NoAnswer, SvirtError, UnitFailed, UnitStuck
 from svirtd.failpoints import Point, reach
 from svirtd.host.bus import BusError, Connection, Message

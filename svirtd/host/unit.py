@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from svirtd.core.model import UnitDetails, UnitState
+from svirtd.core.unit_state import UnitDetails, UnitState
 from svirtd.host.bus import Variant
 
 Properties = dict[str, Variant]

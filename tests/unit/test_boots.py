@@ -29,7 +29,8 @@ def db(tmp_path: Path) -> Iterator[Database]:
             [*values, 0, "", 0, "release", "", 0],
         )
         db.execute(
-            "INSERT INTO hold VALUES (?, 0, ?, 12, ?, 'exclusive', ?, 'before', 1)",
+            "INSERT INTO hold(rank, number, dev, ino, path, access, label, original)"
+            " VALUES (?, 0, ?, 12, ?, 'exclusive', ?, 'before')",
             [rank, dev, f"/{dev}/disk", f"label{rank}"],
         )
         db.execute(

@@ -2,6 +2,7 @@
 """The matrix against a model of a policy that isolates, and against each way to break one."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
@@ -16,23 +17,29 @@ from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
 from svirtd.core.separation import Ask, Decision
 from tests.unit.test_separation import CONTEXTS, policy
 
+_IN_GROUPS: Final = (Access.GROUP, Access.READONLY)
 PAIRS: Final = [frozenset(pair) for pair in combinations(range(12), 2)]
 # Sets that share a category with each other, and one that shares none.
 FEW: Final = [frozenset({0, 1}), frozenset({0, 2}), frozenset({3, 4})]
 
 
-def vm(number: int, pair: frozenset[int]) -> VM:
+# Names to categories, none of which is in a pair.
+GROUPS: Final = {"g": 100, "h": 101, "i": 102}
+
+
+def vm(number: int, pair: frozenset[int], groups: Sequence[str] = (), goal: str = "isolated") -> VM:
+    categories = frozenset(GROUPS[name] for name in groups)
     return VM(
         id=f"id{number}",
         name=f"vm{number}",
         owner_uid=0,
         state=State.RUNNING,
         reason="",
-        goal="isolated",
+        goal=goal,
         uuid="",
         rank=number,
         categories=format_categories(pair),
-        process_context=str(goals.process_context(CONTEXTS, pair)),
+        process_context=str(goals.process_context(CONTEXTS, pair, categories)),
         image_context=str(goals.resource_context(CONTEXTS, Access.EXCLUSIVE, pair)),
         unit="",
         main_pid=0,
@@ -41,13 +48,14 @@ def vm(number: int, pair: frozenset[int]) -> VM:
         lifetime=Lifetime.RELEASE,
         caller="",
         created_us=number,
+        groups=tuple(groups),
     )
 
 
-def hold(owner: VM, pair: frozenset[int], access: Access, inode: int) -> Hold:
-    label = str(goals.resource_context(CONTEXTS, access, pair))
+def hold(owner: VM, pair: frozenset[int], access: Access, inode: int, group: str = "") -> Hold:
+    label = str(goals.resource_context(CONTEXTS, access, pair, GROUPS.get(group)))
     path = f"/srv/{inode}.img"
-    return Hold(owner.id, owner.name, Identity(1, inode), path, access, label, None)
+    return Hold(owner.id, owner.name, Identity(1, inode), path, access, label, None, group=group)
 
 
 def cells(vms: Sequence[VM], holds: Sequence[Hold], ask: Ask) -> list[Cell]:
@@ -74,13 +82,20 @@ def three() -> tuple[list[VM], list[Hold]]:
 @st.composite
 def populations(draw: st.DrawFn) -> tuple[list[VM], list[Hold]]:
     pairs = draw(st.lists(st.sampled_from(PAIRS), min_size=1, max_size=8, unique=True))
-    vms = [vm(number, pair) for number, pair in enumerate(pairs)]
+    in_groups = st.lists(st.sampled_from(sorted(GROUPS)), unique=True)
+    vms = [vm(number, pair, draw(in_groups)) for number, pair in enumerate(pairs)]
     private = (Access.EXCLUSIVE, Access.READONLY)
     holds = []
     for inode, access in enumerate(draw(st.lists(st.sampled_from(Access), max_size=12))):
-        count = 1 if access in private else draw(st.integers(1, len(vms)))
-        for number in draw(st.permutations(range(len(vms))))[:count]:
-            holds.append(hold(vms[number], pairs[number], access, inode))
+        group = draw(st.sampled_from(sorted(GROUPS))) if access in _IN_GROUPS else ""
+        if access is Access.READONLY and draw(st.booleans()):
+            group = ""
+        able = [n for n, one in enumerate(vms) if not group or group in one.groups]
+        if not able:
+            continue
+        count = 1 if access in private and not group else draw(st.integers(1, len(able)))
+        for number in draw(st.permutations(able))[:count]:
+            holds.append(hold(vms[number], pairs[number], access, inode, group))
     return vms, holds
 
 
@@ -104,6 +119,34 @@ def test_who_may_what() -> None:
     assert all(told[one.name, "/srv/2.img"] == {"read"} for one in vms)
     assert told["vm0", "vm1"] == frozenset()
     assert ("vm0", "vm0") not in told
+
+
+def test_what_a_group_has_is_its_members_whoever_holds_it() -> None:
+    vms = [vm(number, pair, groups) for (number, pair), groups in
+           zip(enumerate(FEW), (["g"], ["g", "h"], ["h"]), strict=True)]  # fmt: skip
+    holds = [
+        hold(vms[0], FEW[0], Access.GROUP, 0, "g"),
+        hold(vms[1], FEW[1], Access.READONLY, 1, "h"),
+    ]
+    told = cells(vms, holds, algebra(CONTEXTS))
+    assert [one for one in told if one.surplus or one.shortfall] == []
+    granted = {(one.vm_name, one.what): one.granted for one in told if one.granted}
+    writer = {"read", "write", "append"}
+    assert granted == {
+        ("vm0", "/srv/0.img"): writer,
+        ("vm1", "/srv/0.img"): writer,
+        ("vm1", "/srv/1.img"): {"read"},
+        ("vm2", "/srv/1.img"): {"read"},
+    }
+
+
+def test_who_left_a_group_and_kept_its_category() -> None:
+    """What the book has taken away and the process still has is a surplus."""
+    vms = [vm(0, FEW[0], ["g"]), replace(vm(1, FEW[1], ["g"]), groups=())]
+    told = cells(vms, [hold(vms[0], FEW[0], Access.GROUP, 0, "g")], algebra(CONTEXTS))
+    assert [(one.vm_name, one.surplus) for one in told if one.surplus] == [
+        ("vm1", frozenset({"read", "write", "append"}))
+    ]
 
 
 def test_a_domain_that_categories_do_not_bind() -> None:

@@ -20,8 +20,9 @@ from svirtd.core.model import (
     Override,
     Seen,
     Snapshot,
+    Terms,
 )
-from svirtd.core.plan import Asker, Plan, Rules, plan
+from svirtd.core.plan import Asker, Plan, Rules, Sets, plan
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused
 
 untimed = settings(deadline=None)
@@ -35,6 +36,8 @@ RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}), PRIVATE
 PAIR = frozenset({17, 402})
 ROOT = Asker(0, frozenset())
 OWNER = Asker(1000, frozenset())
+GROUPS = {"g": 800, "h": 801}
+SETS = Sets(PAIR, GROUPS)
 GOOD = "system_u:object_r:virt_image_t:s0"
 
 
@@ -55,8 +58,17 @@ def one(**changes: object) -> Seen:
     return replace(seen, **changes)  # type: ignore[arg-type]
 
 
-def hold(seen: Seen, access: Access, label: str, vm_id: str = "other") -> Hold:
-    return Hold(vm_id, vm_id, seen.identity, "/held.img", access, label, None)
+def hold(
+    seen: Seen, access: Access, label: str, vm_id: str = "other", owner: int = 0, group: str = ""
+) -> Hold:
+    return Hold(
+        vm_id, vm_id, seen.identity, "/held.img", access, label, None, owner_uid=owner, group=group
+    )
+
+
+def terms(access: Access) -> Terms:
+    """What goes with an access: the group of what is shared in one."""
+    return Terms(group="g") if access is Access.GROUP else Terms()
 
 
 def decide(
@@ -69,7 +81,7 @@ def decide(
     book: dict[Identity, list[Hold]] = {}
     for held in holds:
         book.setdefault(held.identity, []).append(held)
-    return plan("me", seen, Snapshot(book), CONTEXTS, pair, goal, RULES, asker)
+    return plan("me", seen, Snapshot(book), CONTEXTS, Sets(pair, GROUPS), goal, RULES, asker)
 
 
 def refusal(
@@ -87,16 +99,27 @@ pairs = st.frozensets(st.integers(0, 9), min_size=2, max_size=2)
 labels = st.sampled_from(
     [None, GOOD, "u:object_r:user_home_t:s0", "u:object_r:shadow_t:s0", "nonsense", "a:b:c"]
 )
+# Each access, with a group where it has one.
+shared_how = st.sampled_from(
+    [
+        (Access.EXCLUSIVE, ""),
+        (Access.READONLY, ""),
+        (Access.PUBLIC, ""),
+        *((access, group) for access in (Access.GROUP, Access.READONLY) for group in GROUPS),
+    ]
+)
 sights = st.builds(
-    Seen,
+    lambda how, **values: Seen(access=how[0], terms=Terms(group=how[1]), **values),
+    shared_how,
     named=st.just("/named"),
-    access=accesses,
     path=st.just("/path"),
     identity=identities,
     kind=st.sampled_from(Kind),
     links=st.integers(0, 2),
     setid=st.booleans(),
     label=labels,
+    owner_uid=st.integers(),
+    file_system=st.text(max_size=8),
 )
 
 
@@ -109,11 +132,12 @@ def situations(draw: st.DrawFn) -> tuple[list[Seen], list[Hold], frozenset[int]]
     for sight in seen:
         if not draw(st.booleans()):
             continue
-        access = draw(accesses)
+        access, group = draw(shared_how)
         theirs = draw(pairs.filter(lambda pair: pair != mine))
-        label = str(goals.resource_context(CONTEXTS, access, theirs))
-        owners = ["v1", "v2"] if access is Access.PUBLIC and draw(st.booleans()) else ["v1"]
-        book += [hold(sight, access, label, owner) for owner in owners]
+        label = str(goals.resource_context(CONTEXTS, access, theirs, GROUPS.get(group)))
+        many = access is Access.PUBLIC or bool(group)
+        owners = ["v1", "v2"] if many and draw(st.booleans()) else ["v1"]
+        book += [hold(sight, access, label, owner, group=group) for owner in owners]
         if draw(st.booleans()):
             seen[seen.index(sight)] = replace(sight, label=label)
     return seen, book, mine
@@ -127,20 +151,23 @@ def test_invariants_over_random_requests_and_books(
     seen, book, mine = situation
     decided = decide(seen, book, pair=mine)
     assert [d.seen for d in decided.decisions] == seen
-    process = goals.process_context(CONTEXTS, mine)
+    process = goals.process_context(CONTEXTS, mine, frozenset(GROUPS.values()))
     for d in decided.decisions:
         holds = [h for h in book if h.identity == d.seen.identity]
         target = parse_context(d.target)
         # What is given to a VM is within its process's set, and private unless it is public.
-        assert target.categories == (frozenset() if d.seen.access is Access.PUBLIC else mine)
+        group = d.seen.terms.group
+        own = frozenset({GROUPS[group]}) if group else mine
+        assert target.categories == (frozenset() if d.seen.access is Access.PUBLIC else own)
         assert target.categories <= process.categories
         if d.refusal is not None:
             assert d.step is None
             continue
         if holds:
-            # Invariants 2 and 5: only what everybody may read is shared, and as it is.
-            assert d.seen.access is Access.PUBLIC
-            assert all(h.access is Access.PUBLIC for h in holds)
+            # Invariants 2 and 5: only what everybody may read is shared, and what a group has
+            # within it; by one rule for all, and as it is.
+            assert d.seen.access is Access.PUBLIC or group
+            assert {(h.access, h.group) for h in holds} == {(d.seen.access, group)}
             assert d.step is None
             assert d.seen.label == holds[0].label == d.target
             assert d.original == holds[0].original
@@ -164,15 +191,21 @@ def test_invariants_over_random_requests_and_books(
 
 
 @untimed
-@given(accesses, accesses, pairs, pairs)
-def test_two_plans_never_share_what_is_not_public(
-    first: Access, second: Access, mine: frozenset[int], theirs: frozenset[int]
+@given(shared_how, shared_how, pairs, pairs)
+def test_two_plans_never_share_what_is_not_public_or_a_groups(
+    first: tuple[Access, str],
+    second: tuple[Access, str],
+    mine: frozenset[int],
+    theirs: frozenset[int],
 ) -> None:
     """Invariant 2 from one plan to the next: what the first wrote, the second meets."""
-    (step,) = decide([one(access=first)], pair=theirs).steps
-    held = hold(one(), first, str(step.new))
-    again = decide([one(access=second, label=step.new)], [held], pair=mine).decisions[0]
-    assert (again.refusal is None) == (first is second is Access.PUBLIC)
+    before = one(access=first[0], terms=Terms(group=first[1]))
+    (step,) = decide([before], pair=theirs).steps
+    held = hold(before, first[0], str(step.new), group=first[1])
+    after = one(access=second[0], label=step.new, terms=Terms(group=second[1]))
+    again = decide([after], [held], pair=mine).decisions[0]
+    shared = first == second and (first[0] is Access.PUBLIC or bool(first[1]))
+    assert (again.refusal is None) == shared
 
 
 @untimed
@@ -206,7 +239,7 @@ REFUSALS: list[tuple[str, dict[str, object], str]] = [
     ("changes", "text"), [c[1:] for c in REFUSALS], ids=[c[0] for c in REFUSALS]
 )
 def test_refusals(changes: dict[str, object], text: str, access: Access) -> None:
-    refused = refusal(one(access=access, **changes))
+    refused = refusal(one(access=access, terms=terms(access), **changes))
     assert isinstance(refused, ResourceRefused)
     assert text in str(refused)
     assert str(refused).startswith("/a.img ")
@@ -217,7 +250,7 @@ def test_no_label_counts_as_unlabelled() -> None:
     assert decide([one(label=None)]).steps
     narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2)
     decided = plan(
-        "me", [one(label=None)], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, narrow, ROOT
+        "me", [one(label=None)], Snapshot(), CONTEXTS, SETS, goals.ISOLATED, narrow, ROOT
     )
     assert "unlabeled_t" in str(decided.decisions[0].refusal)
 
@@ -226,7 +259,7 @@ def test_a_right_label_by_chance_is_a_step_too() -> None:
     label = str(CONTEXTS.content)
     rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2)
     seen = one(label=label, access=Access.PUBLIC)
-    decided = plan("me", [seen], Snapshot(), CONTEXTS, PAIR, goals.ISOLATED, rules, ROOT)
+    decided = plan("me", [seen], Snapshot(), CONTEXTS, SETS, goals.ISOLATED, rules, ROOT)
     assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
 
 
@@ -257,7 +290,7 @@ def test_a_holder_is_named_before_what_is_wrong_with_the_object() -> None:
 @pytest.mark.parametrize("access", Access)
 def test_a_vms_own_hold_is_in_the_way_too(access: Access) -> None:
     held = hold(one(), Access.PUBLIC, str(CONTEXTS.content), "me")
-    refused = refusal(one(access=access, label=held.label), held)
+    refused = refusal(one(access=access, label=held.label, terms=terms(access)), held)
     assert isinstance(refused, ResourceBusy)
     assert "held by VM 'me' already" in str(refused)
 
@@ -335,3 +368,61 @@ def test_every_other_file_system_is_refused_by_name(kind: str) -> None:
         assert isinstance(refused, ResourceRefused)
         assert f"file system of kind {kind}" in str(refused)
         assert "move the file" in str(refused)
+
+
+# -- groups -------------------------------------------------------------------------------------
+
+
+def in_group(access: Access = Access.GROUP, group: str = "g", **changes: object) -> Seen:
+    return one(access=access, terms=Terms(group=group), **changes)
+
+
+def test_a_groups_label_has_its_category_and_nothing_else() -> None:
+    """A category of a member's own would keep the other members out, and no other member in."""
+    (written,) = decide([in_group()]).steps
+    assert written.new == "system_u:object_r:svirt_image_t:s0:c800"
+    (read,) = decide([in_group(Access.READONLY)]).steps
+    assert read.new == "system_u:object_r:virt_content_t:s0:c800"
+
+
+@pytest.mark.parametrize("access", [Access.GROUP, Access.READONLY])
+def test_a_group_that_the_vm_is_not_in(access: Access) -> None:
+    refused = refusal(in_group(access, "other"))
+    assert isinstance(refused, ResourceRefused)
+    assert "the VM is not in group 'other'" in str(refused)
+
+
+@pytest.mark.parametrize("access", [Access.EXCLUSIVE, Access.PUBLIC])
+def test_a_group_where_none_belongs(access: Access) -> None:
+    assert "'group' goes with access 'group' or 'readonly'" in str(refusal(in_group(access)))
+
+
+def test_group_without_a_group() -> None:
+    assert "access 'group' needs 'group'" in str(refusal(one(access=Access.GROUP)))
+
+
+def test_a_member_need_not_own_what_the_group_has() -> None:
+    """Its owner has given it to the group; who is not in that group is refused as ever."""
+    label = "system_u:object_r:svirt_image_t:s0:c800"
+    seen = in_group(owner_uid=4711, label=label)
+    held = hold(seen, Access.GROUP, label, owner=4711, group="g")
+    (decision,) = decide([seen], [held]).decisions
+    assert (decision.refusal, decision.step) == (None, None)
+    for other in (
+        in_group(group="h", owner_uid=4711, label=label),
+        in_group(Access.READONLY, owner_uid=4711, label=label),
+        one(owner_uid=4711, label=label),
+        one(access=Access.PUBLIC, owner_uid=4711, label=label),
+    ):
+        assert "belongs to uid 4711, and you are uid 1000" in str(refusal(other, held))
+    # Nobody holds it: then it is the first hold, which labels it, and that is its owner's to ask.
+    assert "belongs to uid 4711" in str(refusal(in_group(owner_uid=4711)))
+
+
+def test_one_label_cannot_let_some_write_and_others_only_read() -> None:
+    label = "system_u:object_r:svirt_image_t:s0:c800"
+    held = hold(one(), Access.GROUP, label, owner=1000, group="g")
+    refused = refusal(in_group(Access.READONLY, label=label), held)
+    assert isinstance(refused, ResourceBusy)
+    assert "'group' of group 'g'" in str(refused)
+    assert "or ask for access 'group': one label cannot" in str(refused)

@@ -19,6 +19,7 @@ IMAGE = "system_u:object_r:svirt_image_t:s0"
 CONTENT = "system_u:object_r:virt_content_t:s0"
 CONTEXTS = Contexts(parse_context(PROCESS), parse_context(IMAGE), parse_context(CONTENT))
 SHAPE = make_shape(parse_categories("c0.c9"), frozenset(), parse_categories("c3"), 2)
+GROUPS = frozenset({20, 21, 22})
 FOLDER = "/run/svirtd/vm"
 ID = "0123456789abcdef"
 
@@ -63,9 +64,17 @@ def test_what_is_no_unit_of_a_vm(unit: str) -> None:
 @given(st.integers(0, SHAPE.total - 1))
 def test_a_full_set_is_claimed(rank: int) -> None:
     context = f"{PROCESS}:{format_categories(SHAPE.categories_of(rank))}"
-    claim = claim_of(context, CONTEXTS, SHAPE)
+    claim = claim_of(context, CONTEXTS, SHAPE, GROUPS)
     assert claim is not None
-    assert (claim.rank, str(claim.context)) == (rank, context)
+    assert (claim.rank, str(claim.context), claim.groups) == (rank, context, frozenset())
+
+
+@given(st.integers(0, SHAPE.total - 1), st.frozensets(st.sampled_from(sorted(GROUPS))))
+def test_groups_are_claimed_beside_it(rank: int, groups: frozenset[int]) -> None:
+    context = f"{PROCESS}:{format_categories(SHAPE.categories_of(rank) | groups)}"
+    claim = claim_of(context, CONTEXTS, SHAPE, GROUPS)
+    assert claim is not None
+    assert (claim.rank, claim.groups) == (rank, groups)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +83,7 @@ def test_a_full_set_is_claimed(rank: int) -> None:
      f"{PROCESS}:c1,c10", "system_u:system_r:init_t:s0:c1,c2", f"{IMAGE}:c1,c2"],
 )  # fmt: skip
 def test_anything_else_is_not(context: str) -> None:
-    assert claim_of(context, CONTEXTS, SHAPE) is None
+    assert claim_of(context, CONTEXTS, SHAPE, GROUPS) is None
 
 
 @pytest.mark.parametrize(
@@ -97,8 +106,13 @@ def test_the_id(environment: list[str], found: str | None) -> None:
 @pytest.mark.parametrize(
     ("label", "access"),
     [
-        (f"{IMAGE}:c1,c2", Access.EXCLUSIVE),
-        (f"{CONTENT}:c1,c2", Access.READONLY),
+        (f"{IMAGE}:c1,c2", (Access.EXCLUSIVE, None)),
+        (f"{CONTENT}:c1,c2", (Access.READONLY, None)),
+        (f"{IMAGE}:c20", (Access.GROUP, 20)),
+        (f"{CONTENT}:c21", (Access.READONLY, 21)),
+        (f"{IMAGE}:c22", None),
+        (f"{IMAGE}:c20,c21", None),
+        (f"{IMAGE}:c1,c2,c20", None),
         (CONTENT, None),
         (IMAGE, None),
         (f"{IMAGE}:c1", None),
@@ -109,8 +123,8 @@ def test_the_id(environment: list[str], found: str | None) -> None:
         (None, None),
     ],
 )
-def test_the_access(label: str | None, access: Access | None) -> None:
-    assert access_of(label, CONTEXTS, frozenset({1, 2})) is access
+def test_the_access(label: str | None, access: tuple[Access, int | None] | None) -> None:
+    assert access_of(label, CONTEXTS, frozenset({1, 2}), frozenset({20, 21})) == access
 
 
 @given(paths)

@@ -241,6 +241,12 @@ def test_every_table_is_strict_and_keys_are_kept(store: Store) -> None:
         "returned",
         "quarantine",
         "vm",
+        "group_returned",
+        "member",
+        "vm_grant",
+        "vm_group",
+        "wall_clear",
+        "wall_history",
         "hold",
         "operation",
         "boot",
@@ -352,7 +358,7 @@ def test_the_pool_gives_each_set_once_and_returns_late(store: Store) -> None:
 def test_a_suspected_set_waits_until_every_object_is_clean(store: Store) -> None:
     rank = draw(store)
     found = [Suspect(0, rank, "vm", Identity(1, n), f"/{n}", "label", "why") for n in (1, 2)]
-    store.now(lambda db: pool.suspect(db, rank, found))
+    store.now(lambda db: pool.suspect(db, found))
     store.now(lambda db: pool.retire(db, rank))
     counts = asyncio.run(store.read(pool.counts))
     assert (counts.pairs_in_use, counts.pairs_quarantined) == (0, 1)
@@ -370,7 +376,7 @@ def test_a_suspected_set_waits_until_every_object_is_clean(store: Store) -> None
 def test_suspects_page_by_page(store: Store) -> None:
     """Whoever looks at all of them is not kept at the first ones, which may stay for good."""
     made = [Suspect(0, 7, "vm", Identity(1, n), f"/{n}", "l", "why") for n in range(5)]
-    store.now(lambda db: pool.suspect(db, 7, made))
+    store.now(lambda db: pool.suspect(db, made))
     seen: list[int] = []
     last = 0
     while some := store.now(lambda db, last=last: pool.suspects(db, 2, last)):  # type: ignore[misc]
@@ -413,7 +419,7 @@ def test_a_rank_in_quarantine_is_not_claimed(store: Store) -> None:
     permutation = store.now(lambda db: pool.prepare(db, TEXT, SHAPE))
     rank = draw(store)
     found = Suspect(0, rank, "vm", Identity(1, 1), "/1", "label", "why")
-    store.now(lambda db: pool.suspect(db, rank, [found]))
+    store.now(lambda db: pool.suspect(db, [found]))
     store.now(lambda db: pool.retire(db, rank))
     with pytest.raises(RankTaken):
         store.now(lambda db: pool.claim(db, permutation, rank))
@@ -424,7 +430,7 @@ def test_another_order_keeps_what_is_in_use(store: Store) -> None:
     kept, suspected, back = draw(store), draw(store), draw(store)
     found = Suspect(0, suspected, "vm", Identity(1, 1), "/1", "label", "why")
     store.now(lambda db: registry.add_vm(db, vm(kept)))
-    store.now(lambda db: pool.suspect(db, suspected, [found]))
+    store.now(lambda db: pool.suspect(db, [found]))
     for rank in (suspected, back):
         store.now(lambda db, rank=rank: pool.retire(db, rank))  # type: ignore[misc]
     store.now(pool.rekey)
@@ -446,7 +452,7 @@ def test_another_shape_is_refused_while_it_matters(store: Store) -> None:
     assert store.now(lambda db: pool.prepare(db, TEXT, SHAPE)).total == 6
     store.now(lambda db: registry.remove_vm(db, vm(rank)))
     suspect = Suspect(0, rank, "vm", Identity(1, 1), "/a", "label", "why")
-    store.now(lambda db: pool.suspect(db, rank, [suspect]))
+    store.now(lambda db: pool.suspect(db, [suspect]))
     store.now(lambda db: pool.retire(db, rank))
     with pytest.raises(StartError, match="may not change"):
         store.now(lambda db: pool.prepare(db, other, shape_of(other)))

@@ -158,7 +158,7 @@ def test_no_field_of_a_vm_is_forgotten() -> None:
     for field in fields(VM):
         old = getattr(VM_, field.name)
         changes: dict[type, Any] = {bool: not old, int: 12345, str: "other", State: State.FAILED,
-                   Lifetime: Lifetime.CALLER}  # fmt: skip
+                   tuple: ("g",), Lifetime: Lifetime.CALLER}  # fmt: skip
         after = replace(VM_, **{field.name: changes[type(old)]})
         changed = answers.vm_changes((VM_, []), (after, []))
         assert (changed == ({}, [])) == (field.name in hidden), field.name

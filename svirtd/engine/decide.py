@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a request makes of a VM: its set, its groups, its contexts, and the label of each resource.
+
+Called inside the transaction that enters it, or, for a dry run, inside a read.
+"""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from svirtd.book import groups as group_rows
+from svirtd.book import registry
+from svirtd.book.connection import Database
+from svirtd.core import foreign, goals
+from svirtd.core.goals import Goal
+from svirtd.core.groups import Group, over, refuse_member, refuse_second_writer
+from svirtd.core.mcs import format_categories, parse_context
+from svirtd.core.model import VM, Access, Caller, Lifetime, Request, Seen, State
+from svirtd.core.names import shown
+from svirtd.core.plan import Asker, Plan, Sets, plan
+from svirtd.core.pool import Permutation
+from svirtd.engine.calendar import now_us
+from svirtd.engine.doors import Doors
+from svirtd.engine.quotas import refuse_too_many
+from svirtd.errors import Drift, NoSuchGroup, VMExists
+
+OtherSets = frozenset[frozenset[int]]
+
+# Foreign labels that a draw steps over before it gives up; each costs one lookup.
+BLOCKED_LIMIT = 1024
+
+
+class Draw(Protocol):
+    """Takes the next rank, or looks which it would be."""
+
+    def __call__(
+        self,
+        db: Database,
+        permutation: Permutation,
+        is_blocked: Callable[[int], bool],
+        blocked_limit: int,
+        /,
+    ) -> int: ...
+
+
+def decide(
+    db: Database,
+    doors: Doors,
+    caller: Caller,
+    request: Request,
+    seen: Sequence[Seen],
+    others: OtherSets,
+    draw: Draw,
+) -> tuple[VM | None, VM, Plan]:
+    """Return the VM that the book has, the VM that it becomes, and what each resource gets.
+
+    `others` are the sets that the host's processes run under. Raises what concerns no resource:
+    Drift, VMExists, LimitsExceeded, PoolExhausted, NoSuchGroup, AccessDenied, InvalidArgs.
+    """
+    known = _usable(db, request.name, caller)
+    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
+    goal = goals.goal(request.goal)
+    members = _groups(db, caller, request, known, goal, others)
+    if known is None:
+        rank = draw(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
+    else:
+        rank = _own_rank(doors, known, others)
+    pair = doors.shape.categories_of(rank)
+    sets = Sets(pair, {name: one.category for name, one in members.items()})
+    vm = _vm(doors, caller, request, known, rank, sets, goal)
+    asker = Asker(caller.uid, request.overrides)
+    snapshot = registry.snapshot(db, [one.identity for one in seen])
+    return known, vm, plan(vm.id, seen, snapshot, doors.contexts, sets, goal, doors.rules, asker)
+
+
+def _vm(
+    doors: Doors,
+    caller: Caller,
+    request: Request,
+    known: VM | None,
+    rank: int,
+    sets: Sets,
+    goal: Goal,
+) -> VM:
+    process = goals.process_context(doors.contexts, sets.pair, frozenset(sets.groups.values()))
+    image = goals.resource_context(doors.contexts, Access.EXCLUSIVE, sets.pair)
+    if known is None:
+        return VM(
+            id=secrets.token_hex(8),
+            name=request.name,
+            owner_uid=caller.uid,
+            state=State.RESERVED,
+            reason="",
+            goal=goal.name,
+            uuid=request.uuid,
+            rank=rank,
+            categories=format_categories(sets.pair),
+            process_context=str(process),
+            image_context=str(image),
+            unit="",
+            main_pid=0,
+            runtime_dir="",
+            persistent=request.persistent,
+            lifetime=request.lifetime,
+            caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
+            created_us=now_us(),
+            groups=tuple(sets.groups),
+        )
+    return replace(
+        known,
+        goal=goal.name,
+        uuid=request.uuid or known.uuid,
+        process_context=str(process),
+        image_context=str(image),
+        lifetime=request.lifetime,
+        caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
+        groups=tuple(sets.groups),
+    )
+
+
+def _usable(db: Database, name: str, caller: Caller) -> VM | None:
+    known = registry.vm_by_name(db, name)
+    if known is not None and caller.uid not in (0, known.owner_uid):
+        # Also one that holds nothing: its set, once known, must not become another user's.
+        raise VMExists(f"a VM of another user is named {name!r}; take another name")
+    if known is not None and not (known.persistent and known.state is State.RESERVED):
+        raise VMExists(
+            f"VM {name!r} exists and is {known.state.value}; release it first, or take another name"
+        )
+    return known
+
+
+def _blocked(doors: Doors, others: OtherSets) -> Callable[[int], bool]:
+    """Invariant 4: a set that overlaps one in use by somebody else is never handed out."""
+    return lambda rank: foreign.overlaps(doors.shape.categories_of(rank), others)
+
+
+def _own_rank(doors: Doors, known: VM, others: OtherSets) -> int:
+    """Return the rank that a persistent VM keeps, if nobody else runs under its set meanwhile."""
+    if foreign.overlaps(doors.shape.categories_of(known.rank), others):
+        raise Drift(
+            f"the categories of VM {known.name!r}, {known.categories}, are those of a process that "
+            "svirtd did not start for it now: svirtctl verify names it; end that process, or "
+            "forget the VM to have it get others"
+        )
+    return known.rank
+
+
+# -- groups -------------------------------------------------------------------------------------
+
+
+def _groups(
+    db: Database,
+    caller: Caller,
+    request: Request,
+    known: VM | None,
+    goal: Goal,
+    others: OtherSets,
+) -> Mapping[str, Group]:
+    """Return the groups that the VM is in for this run: its lasting ones, and the request's.
+
+    Each is looked at again at each start: what was granted may have ended since it was joined.
+    """
+    owner_uid = caller.uid if known is None else known.owner_uid
+    lasting = [] if known is None else group_rows.lasting(db, known)
+    found: dict[str, Group] = {}
+    now = now_us()
+    for name in sorted({*lasting, *request.groups}):
+        group = group_named(db, name)
+        grant = group_rows.grant_of(db, name, request.name)
+        if name not in request.groups and grant is not None and over(grant, now):
+            continue  # lost, and not asked for again
+        refuse_member(group, request.name, owner_uid, caller.uid == 0, grant, now)
+        found[name] = group
+    for group in found.values():
+        writers = [
+            (vm.name, goals.goal(vm.goal).writes_images)
+            for vm in group_rows.members_now(db, group.name)
+        ]
+        refuse_second_writer(group, request.name, writes=goal.writes_images, others=writers)
+    if found:
+        refuse_foreign_members(db, list(found.values()), others)
+    return found
+
+
+def group_named(db: Database, name: str) -> Group:
+    """Return the group of this name. Raises NoSuchGroup."""
+    group = group_rows.by_name(db, name)
+    if group is None:
+        raise NoSuchGroup(f"no group is named {shown(name)}; see svirtctl group list")
+    return group
+
+
+def refuse_foreign_members(db: Database, groups: Sequence[Group], others: OtherSets) -> None:
+    """Raise Drift if a process that is none of svirtd's VMs carries the category of a group.
+
+    One category is all that a group's resources ask for: such a process, a VM of libvirt's with a
+    pair of its own, say, would be let in. That it gets such a pair cannot be kept from here.
+    """
+    ours = {parse_context(vm.process_context).categories for vm in registry.active_vms(db)}
+    for group in groups:
+        for one in others - ours:
+            if group.category in one:
+                raise Drift(
+                    f"a process that svirtd did not start has category c{group.category} of group "
+                    f"{group.name!r} (it runs under {format_categories(one)}), and could use what "
+                    "the group shares: svirtctl verify names it; end it, or make another group"
+                )
