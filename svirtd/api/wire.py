@@ -203,9 +203,13 @@ def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest
         if not 0 <= index < len(fds):
             raise InvalidArgs(f"{what}: 'fd' names no descriptor of this message")
         fd = fds[index]
-    terms = Terms(group=check_group_name(given["group"]) if "group" in given else "")
+    group = check_group_name(given["group"]) if "group" in given else ""
+    if access == Access.GROUP and not group:
+        raise InvalidArgs(f"{what}: access 'group' needs 'group', the name of the group")
+    if group and access not in (Access.GROUP, Access.READONLY):
+        raise InvalidArgs(f"{what}: 'group' goes with access 'group' or 'readonly', not {access!r}")
     return ResourceRequest(
-        None if path is None else _path(what, path), fd, _ACCESSES[access], terms
+        None if path is None else _path(what, path), fd, _ACCESSES[access], Terms(group=group)
     )
 
 

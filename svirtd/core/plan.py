@@ -109,7 +109,8 @@ def plan(
         (access, group): str(resource_context(contexts, access, sets.pair, sets.groups.get(group)))
         for access in {one.access for one in seen}
         for group in ("", *shared)
-        if access is not Access.GROUP or group
+        # A group goes with these two accesses alone; what has no target is refused.
+        if access is Access.READONLY or (access is Access.GROUP) == bool(group)
     }
     holds = snapshot.holds
     return Plan(
@@ -225,18 +226,10 @@ def _advice(seen: Seen, hold: Hold) -> str:
 
 
 def _refuse_group(seen: Seen, target: str) -> None:
-    group = seen.terms.group
-    if seen.access is Access.GROUP and not group:
-        raise InvalidArgs(f"{seen.named}: access 'group' needs 'group', the name of the group")
-    if group and seen.access not in (Access.GROUP, Access.READONLY):
-        raise InvalidArgs(
-            f"{seen.named}: 'group' goes with access 'group' or 'readonly', not "
-            f"{seen.access.value!r}"
-        )
     if not target:
         raise ResourceRefused(
-            f"{seen.named}: the VM is not in group {group!r}; name it among the groups of the "
-            "request, or join the VM to it first"
+            f"{seen.named}: the VM is not in group {seen.terms.group!r}; name it among the "
+            "groups of the request, or join the VM to it first"
         )
 
 
