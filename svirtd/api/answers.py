@@ -129,6 +129,7 @@ def cell(one: Cell, *, by_policy: bool) -> dict[str, Variant]:
         "vm": Variant("s", one.vm_name),
         "kind": Variant("s", "vm" if one.is_vm else "resource"),
         "object": Variant("s", one.what),
+        "identity": Variant("s", one.identity),
         "granted": Variant("as", sorted(one.granted)),
         "allowed": Variant("as", sorted(one.allowed)),
         "surplus": Variant("as", sorted(one.surplus)),

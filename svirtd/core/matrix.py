@@ -6,7 +6,7 @@ module adds, or a domain that is not bound by categories, shows here as a surplu
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from svirtd.core.goals import goal
@@ -40,6 +40,7 @@ class Cell:
     """One VM and one thing: a resource by its path, or another VM by its name (`is_vm`).
 
     `granted` is by the book, `allowed` what happens; `surplus` and `shortfall` are the difference.
+    `identity` is the resource's, since two of them may have been found under one path.
     """
 
     vm_name: str
@@ -49,6 +50,7 @@ class Cell:
     allowed: frozenset[str]
     surplus: frozenset[str]
     shortfall: frozenset[str]
+    identity: str = ""
 
 
 def size(vms: int, resources: int) -> int:
@@ -76,7 +78,8 @@ def row(
         label = parse_context(holds[0].label)
         decisions = [ask(me, label, kind) for kind in _FILES]
         uses = [_uses(one, _OF_FILES) for one in decisions]
-        yield _cell(vm, holds[0].path, _granted(vm, holds), uses, is_vm=False)
+        cell = _cell(vm, holds[0].path, _granted(vm, holds), uses, is_vm=False)
+        yield replace(cell, identity=str(holds[0].identity))
     for other in others:
         if other.id != vm.id:
             uses = [_uses_of_process(me, parse_context(other.process_context), ask)]

@@ -4,9 +4,10 @@
 import contextlib
 import os
 import select
-import subprocess
 from collections.abc import Iterator
 from typing import Final
+
+from svirtd.ctl import programs
 
 # Not looked up: whatever stands first in PATH must not get to read a password.
 _AGENT: Final = "/usr/bin/pkttyagent"
@@ -28,7 +29,7 @@ def on_terminal() -> Iterator[None]:
     # is to be the last resort.
     last = ["--fallback"] if "XDG_SESSION_ID" in os.environ else []
     try:
-        agent = subprocess.Popen([_AGENT, f"--notify-fd={theirs}", *last], pass_fds=[theirs])
+        agent = programs.begin([_AGENT, f"--notify-fd={theirs}", *last], passed_fd=theirs)
     except OSError:
         os.close(ready)
         os.close(theirs)
@@ -41,9 +42,4 @@ def on_terminal() -> Iterator[None]:
         yield
     finally:
         os.close(ready)
-        agent.terminate()
-        try:
-            agent.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            agent.kill()
-            agent.wait()
+        programs.stop(agent, limit_s=_END_S)

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from svirtd.core.model import Lifetime
-from svirtd.ctl import arguments, book, picture, render
+from svirtd.ctl import arguments, book, matrix, render
 from svirtd.ctl.answers import Event
 from svirtd.ctl.arguments import Disk, Property
 from svirtd.ctl.channel import Unsent, pump
@@ -268,33 +268,6 @@ def verify(folders: Sequence[str], repair: bool) -> int:
 
 
 @click.command()
-@click.option("--all", "everything", is_flag=True, help="Print every question that was asked.")
-@click.option("--dot", "drawn", is_flag=True, help="Print a picture, for: dot -Tsvg.")
-@json_option
-def matrix(everything: bool, drawn: bool) -> int:
-    """Compare what VMs can do with what was granted.
-
-    The loaded policy is asked about each VM with each resource and each other VM. Prints what is
-    granted and what differs. Exits with 1 if a VM can do more or less.
-    """
-
-    async def action(client: Client) -> Any:
-        return await client.enforced(), await client.matrix()
-
-    enforced, cells = ask(action)
-    answer(
-        {"enforced": enforced, "cells": cells},
-        lambda: (
-            picture.dot(cells)
-            if drawn
-            else render.matrix(cells, screen(), everything=everything, enforced=enforced)
-        ),
-    )
-    wrong = any(one["surplus"] or one["shortfall"] for one in cells)
-    return Exit.REFUSED if wrong else Exit.OK
-
-
-@click.command()
 @name_argument
 @click.argument("socket", callback=parsed(arguments.carried))
 @click.option(
@@ -381,7 +354,7 @@ COMMANDS: Final = {
         show,
         owners,
         verify,
-        matrix,
+        matrix.matrix,
         book.backup,
         book.restore,
         channel,

@@ -8,16 +8,15 @@ import contextlib
 import os
 import secrets
 import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Final
 
 import svirtd
+from svirtd.ctl import programs
 from svirtd.ctl.failures import IO_ERROR, Exit, Failure
 
 FILE_EXISTS: Final = "org.freedesktop.DBus.Error.FileExists"
-_REFUSED: Final = "org.svirt1.Error.Failed"
 _CHUNK_BYTES: Final = 256 * 1024
 _IDLE_S: Final = 60.0
 # A copy of half a million VMs takes a while to look at.
@@ -66,26 +65,11 @@ def run_daemon(arguments: Sequence[str]) -> str:
     """Run the daemon's program for an errand and return what it answers. Raises Failure."""
     program, environment = _program()
     try:
-        done = subprocess.run(
-            [*program, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="backslashreplace",
-            env=environment,
-            timeout=_LOOK_S,
-            check=False,
-        )
-    except OSError as error:
-        text = f"{program[0]} cannot be run: {error.strerror}"
-        raise Failure(IO_ERROR, text, Exit.REFUSED) from error
-    except subprocess.TimeoutExpired as error:
-        text = f"{program[0]} has not ended within {_LOOK_S:.0f} s"
-        raise Failure(IO_ERROR, text, Exit.REFUSED) from error
-    if done.returncode:
-        said = done.stderr.strip().removeprefix("svirtd: ") or f"exit status {done.returncode}"
-        raise Failure(_REFUSED, said, Exit.REFUSED)
-    return done.stdout.removesuffix("\n")
+        said = programs.run([*program, *arguments], limit_s=_LOOK_S, environment=environment)
+    except Failure as failure:
+        text = failure.text.removeprefix("svirtd: ")
+        raise Failure(failure.name, text, failure.code) from failure
+    return said.removesuffix("\n")
 
 
 def _program() -> tuple[list[str], dict[str, str]]:

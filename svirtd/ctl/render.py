@@ -41,6 +41,10 @@ NOT_ENFORCED: Final = (
     "NOT ENFORCED: the kernel does not enforce SELinux labels here, nothing keeps VMs apart."
 )
 
+NOT_ASKED: Final = (
+    "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Screen:
@@ -180,7 +184,7 @@ def matrix(cells: Sequence[Values], screen: Screen, *, everything: bool, enforce
     by_policy = all(one["by"] == "policy" for one in cells)
     end = f"{len(cells)} questions, {surplus} with a surplus, {shortfall} with a shortfall.\n"
     if not by_policy:
-        end += "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
+        end += f"{NOT_ASKED}\n"
     heads = ("VM", "OBJECT", "GRANTED", "ALLOWED", "RESULT")
     listed = table(heads, rows, screen) + "\n" if rows else ""
     # A policy that answers well keeps nothing apart on a kernel that does not enforce it.

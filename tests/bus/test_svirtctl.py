@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -225,6 +226,10 @@ def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     assert ["one", str(theirs), "-", "-", "as", "granted"] in everything
     assert ["two", "VM", "one", "-", "-", "as", "granted"] in everything
     assert ctl.text("matrix", "--dot").startswith("digraph svirt {\n")
+    drawn = ElementTree.fromstring(ctl.text("matrix", "--svg"))
+    texts = [one.text for one in drawn.iter() if one.tag.endswith("}text")]
+    assert {"one", "two", str(ours), str(theirs)} <= set(texts)
+    assert any(text and text.startswith(NOT_ENFORCED) for text in texts)
     document = ctl.json("matrix")
     assert document["enforced"] is False
     cells = document["cells"]
