@@ -130,6 +130,7 @@ def cell(one: Cell, *, by_policy: bool) -> dict[str, Variant]:
         "kind": Variant("s", "vm" if one.is_vm else "resource"),
         "object": Variant("s", one.what),
         "identity": Variant("s", one.identity),
+        "group": Variant("s", one.group),
         "granted": Variant("as", sorted(one.granted)),
         "allowed": Variant("as", sorted(one.allowed)),
         "surplus": Variant("as", sorted(one.surplus)),

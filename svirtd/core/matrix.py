@@ -40,7 +40,8 @@ class Cell:
     """One VM and one thing: a resource by its path, or another VM by its name (`is_vm`).
 
     `granted` is by the book, `allowed` what happens; `surplus` and `shortfall` are the difference.
-    `identity` is the resource's, since two of them may have been found under one path.
+    `identity` is the resource's, since two of them may have been found under one path; `group` is
+    whose category it carries.
     """
 
     vm_name: str
@@ -51,6 +52,7 @@ class Cell:
     surplus: frozenset[str]
     shortfall: frozenset[str]
     identity: str = ""
+    group: str = ""
 
 
 def size(vms: int, resources: int) -> int:
@@ -79,7 +81,8 @@ def row(
         decisions = [ask(me, label, kind) for kind in _FILES]
         uses = [_uses(one, _OF_FILES) for one in decisions]
         cell = _cell(vm, holds[0].path, _granted(vm, holds), uses, is_vm=False)
-        yield replace(cell, identity=str(holds[0].identity))
+        # Everybody who holds it has it as the group's, or nobody.
+        yield replace(cell, identity=str(holds[0].identity), group=holds[0].group)
     for other in others:
         if other.id != vm.id:
             uses = [_uses_of_process(me, parse_context(other.process_context), ask)]

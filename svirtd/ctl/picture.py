@@ -48,7 +48,7 @@ def dot(cells: Sequence[Cell], *, enforced: bool) -> str:
     )
     # One VM alone has nobody to share with: its own read-only file is no public one.
     public = {key for key, count in readers.items() if count == len(vms) > 1}
-    groups = sorted({one["group"] for one in resources.values() if one.get("group")})
+    groups = sorted({one["group"] for one in resources.values() if one["group"]})
     colours = {name: _COLOURS[number % len(_COLOURS)] for number, name in enumerate(groups)}
     twice = Counter(one["object"] for one in resources.values())
 
@@ -63,7 +63,7 @@ def dot(cells: Sequence[Cell], *, enforced: bool) -> str:
         if key in public:
             words.append("(every VM reads it)")
             look += ', style="filled", fillcolor="lightgrey"'
-        elif one.get("group"):
+        elif one["group"]:
             words.append(f"(group {one['group']})")
             fill, line = colours[one["group"]]
             look += f', style="filled", fillcolor="{fill}", color="{line}"'
@@ -88,7 +88,7 @@ def _lines(cell: Cell, colours: Mapping[str, tuple[str, str]]) -> list[str]:
     ends = f"  {_vm(cell['vm'])} -> {target}"
     usual = [use for use in cell["allowed"] if use in cell["granted"]]
     colour = ""
-    if cell.get("group") in colours:
+    if cell["group"] in colours:
         line = colours[cell["group"]][1]
         colour = f', color="{line}", fontcolor="{line}"'
     kinds = (

@@ -18,7 +18,7 @@ HOSTILE: Final = 'a"]; evil [label="\\G\\"\x1b]0;owned\x07\n</svg>'
 def cell(vm: str, what: str, granted: str = "", **values: Any) -> dict[str, Any]:
     uses: dict[str, Any] = {"granted": granted.split(), "allowed": granted.split()}
     empty: dict[str, Any] = {"surplus": [], "shortfall": [], "kind": "resource", "by": "policy"}
-    return {"vm": vm, "object": what, "identity": "", **uses, **empty} | values
+    return {"vm": vm, "object": what, "identity": "", "group": "", **uses, **empty} | values
 
 
 def drawn(cells: Sequence[dict[str, Any]], *, enforced: bool = True) -> dict[str, Any]:

@@ -138,6 +138,19 @@ def test_what_a_group_has_is_its_members_whoever_holds_it() -> None:
         ("vm1", "/srv/1.img"): {"read"},
         ("vm2", "/srv/1.img"): {"read"},
     }
+    # And which of them is whose, for whoever draws it.
+    assert {(one.what, one.group) for one in told if not one.is_vm} == {
+        ("/srv/0.img", "g"),
+        ("/srv/1.img", "h"),
+    }
+
+
+def test_two_objects_under_one_path_are_two() -> None:
+    vms, holds = three()
+    told = cells(vms, [replace(one, path="/srv/same.img") for one in holds], algebra(CONTEXTS))
+    of_one = [one for one in told if one.vm_name == "vm0" and not one.is_vm]
+    assert len({one.identity for one in of_one}) == len(of_one) > 1
+    assert {one.identity for one in told if one.is_vm} == {""}
 
 
 def test_who_left_a_group_and_kept_its_category() -> None:
