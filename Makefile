@@ -61,6 +61,7 @@ install: all
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service
 	$(INSTALL) -D -m 644 units/svirtd.sysusers $(DESTDIR)$(sysusersdir)/svirtd.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(sysconfdir)/svirtd units/svirtd.toml
+	$(INSTALL) -d $(DESTDIR)$(sysconfdir)/svirtd/goals.d
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system.d dbus/org.svirt1.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml

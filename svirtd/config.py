@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from svirtd.core import goal_files
+from svirtd.core.goals import Goals
 from svirtd.core.mcs import Context, parse_categories, parse_context
 from svirtd.core.pool import Shape, make_shape
 from svirtd.errors import ConfigError
@@ -69,6 +71,7 @@ class Config:
     image_context: Context | None = None
     content_context: Context | None = None
     relabel_from: frozenset[str] = frozenset(_RELABEL_FROM)
+    goals_directory: str = "/etc/svirtd/goals.d"
     slice: str = "machine.slice"
     start_timeout_s: int = 30
     stop_timeout_s: int = 100
@@ -170,6 +173,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("labels", "image-context"): ("image_context", _context),
     ("labels", "content-context"): ("content_context", _context),
     ("labels", "relabel-from"): ("relabel_from", _types),
+    ("goals", "directory"): ("goals_directory", _absolute),
     ("launch", "slice"): ("slice", _slice),
     ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
     ("launch", "stop-timeout"): ("stop_timeout_s", _number(1, 3600)),
@@ -220,15 +224,26 @@ def load(path: str | None) -> Config:
     return config
 
 
-def _read_file(path: str, values: dict[str, Any], limits: dict[str, Any]) -> None:
+def load_goals(config: Config) -> Goals:
+    """Return the built-in goals and those of the files in the goals' directory, in the order of
+    their names; it may be absent. Raises ConfigError.
+    """
+    paths = sorted(glob.glob(f"{glob.escape(config.goals_directory)}/*.toml"))
+    return goal_files.read_all([(path, _tables(path)) for path in paths])
+
+
+def _tables(path: str) -> dict[str, Any]:
     try:
         with open(path, "rb") as file:
-            tables = tomllib.load(file)
+            return tomllib.load(file)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
-    for section, table in tables.items():
+
+
+def _read_file(path: str, values: dict[str, Any], limits: dict[str, Any]) -> None:
+    for section, table in _tables(path).items():
         known = sorted(key for where, key in _KEYS if where == section)
         if not known:
             sections = ", ".join(sorted({f"[{where}]" for where, _ in _KEYS}))
@@ -255,6 +270,7 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
     live = replace(
         old,
         relabel_from=new.relabel_from,
+        goals_directory=new.goals_directory,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,
         answer_timeout_s=new.answer_timeout_s,

@@ -21,6 +21,7 @@ from svirtd.book import pool
 from svirtd.book.pool import PoolText
 from svirtd.book.store import Store
 from svirtd.config import Config
+from svirtd.core.goals import Goals
 from svirtd.core.model import Contexts
 from svirtd.engine import keeper
 from svirtd.engine.authorize import Authority
@@ -32,6 +33,7 @@ from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement, base_contexts
 from svirtd.engine.events import Events
 from svirtd.engine.foreign import Foreign
+from svirtd.engine.goals import SiteGoals
 from svirtd.engine.jobs import Jobs
 from svirtd.engine.log import Log
 from svirtd.engine.object_manager import ObjectManager
@@ -40,6 +42,7 @@ from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
 from svirtd.engine.reentry import Reentry
+from svirtd.engine.reload import load, reload
 from svirtd.engine.requests import Requests
 from svirtd.engine.tasks import Tasks
 from svirtd.engine.units import Units
@@ -91,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.check_copy is not None:
         return _errand(lambda: keeper.check_copy(options.check_copy))
     try:
-        config = configuration.load(options.config)
+        config, goals = load(options.config)
     except ConfigError as error:
         return _give_up(journal, str(error), _EXIT_CONFIG)
     if os.geteuid() != 0:
@@ -100,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _errand(lambda: keeper.restore(config, options.restore, journal))
     problems: list[BaseException] = []
     try:
-        _run(config, options.config, journal)
+        _run(config, options.config, goals, journal)
     except* (StartError, SvirtError, BusLost, BusError, TimeoutError) as group:
         problems = _leaves(group)
     if not problems:
@@ -135,7 +138,7 @@ def _give_up(journal: Journal, why: str, code: int) -> int:
     return code
 
 
-def _run(config: Config, config_path: str | None, journal: Journal) -> None:
+def _run(config: Config, config_path: str | None, goals: Goals, journal: Journal) -> None:
     kernel = Kernel()
     contexts = base_contexts(kernel, config)
     enforcement = Enforcement(kernel, config, contexts)
@@ -144,16 +147,19 @@ def _run(config: Config, config_path: str | None, journal: Journal) -> None:
         text = PoolText(config.private, config.groups, config.reserved, config.private_size)
         shape = config.shape
         order = store.now(lambda db: pool.prepare(db, text, shape))
-        daemon = _Daemon(config, config_path, journal)
+        daemon = _Daemon(config, config_path, goals, journal)
         asyncio.run(daemon.serve(kernel, opener, enforcement, contexts, store, shape, order))
 
 
 class _Daemon:
     """One run of the daemon on one bus connection."""
 
-    def __init__(self, config: Config, config_path: str | None, journal: Journal) -> None:
+    def __init__(
+        self, config: Config, config_path: str | None, goals: Goals, journal: Journal
+    ) -> None:
         self._config = config
         self._config_path = config_path
+        self._goals = goals
         self._journal = journal
         self._stop = asyncio.Event()
         self._tasks = Tasks(journal)
@@ -183,6 +189,7 @@ class _Daemon:
                 permutation=permutation,
                 contexts=contexts,
                 enforcement=enforcement,
+                goals=SiteGoals(self._goals, enforcement, contexts),
                 kernel=kernel,
                 opener=opener,
                 bus=bus,
@@ -375,18 +382,7 @@ class _Daemon:
 
     async def _reload_now(self) -> None:
         notify.reloading()
-        try:
-            new = await self._doors.in_file_thread(configuration.load, self._config_path)
-        except ConfigError as error:
-            self._journal.record(
-                MessageId.RELOADED,
-                f"configuration kept as it was: {error}",
-                priority=Priority.ERROR,
-            )
-        else:
-            self._doors.config, waiting = configuration.reload_changes(self._doors.config, new)
-            note = f"; needs a restart: {', '.join(waiting)}" if waiting else ""
-            self._journal.record(MessageId.RELOADED, f"configuration read again{note}")
+        await reload(self._doors, self._config_path)
         notify.ready(await self._status())
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import svirtd
-from svirtd.api import answers, wire
+from svirtd.api import answers, goal_answers, wire
 from svirtd.api.contract import (
     JOB,
     JOB_FOLDER,
@@ -101,6 +101,7 @@ class Objects(Listener):
             (MANAGER, "Release"): self._release,
             (MANAGER, "Forget"): self._forget,
             (MANAGER, "Plan"): self._plan,
+            (MANAGER, "ListGoals"): self._list_goals,
             (MANAGER, "GetVM"): self._get_vm,
             (MANAGER, "GetVMByPID"): self._get_vm_by_pid,
             (MANAGER, "ListVMs"): self._list_vms,
@@ -118,13 +119,15 @@ class Objects(Listener):
     async def _launch(self, call: Call) -> Reply:
         name, argv, resources, options = call.body
         limit = self._doors.config.limits.command_bytes
-        request, command = wire.read_launch(name, argv, resources, options, call.fds, limit)
+        known = self._doors.goals.known
+        request, command = wire.read_launch(name, argv, resources, options, call.fds, limit, known)
         vm = await self._requests.launch(call.caller, request, command)
         return Reply([vm_path(vm.name), vm.unit])
 
     async def _acquire(self, call: Call) -> Reply:
         name, resources, options = call.body
-        request = wire.read_request(name, resources, options, call.fds)
+        known = self._doors.goals.known
+        request = wire.read_request(name, resources, options, call.fds, known)
         vm = await self._requests.acquire(call.caller, request)
         return Reply([vm_path(vm.name)])
 
@@ -140,9 +143,16 @@ class Objects(Listener):
 
     async def _plan(self, call: Call) -> Reply:
         name, resources, options = call.body
-        request = wire.read_request(name, resources, options, call.fds)
-        plan = await self._requests.plan(call.caller, request)
-        return Reply([answers.plan_steps(plan)])
+        known = self._doors.goals.known
+        request = wire.read_request(name, resources, options, call.fds, known)
+        goal, vm, plan = await self._requests.plan(call.caller, request)
+        does = goal_answers.planned(goal, vm, self._doors.goals.problem(goal))
+        return Reply([[*answers.plan_steps(plan), does]])
+
+    async def _list_goals(self, call: Call) -> Reply:
+        base = self._doors.contexts
+        found = await self._queries.goals(call.caller)
+        return Reply([[goal_answers.rules(goal, base, problem) for goal, problem in found]])
 
     async def _get_vm(self, call: Call) -> Reply:
         entry = await self._queries.vm(call.caller, call.body[0])
@@ -312,7 +322,7 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
-    features = ["caller-lifetime", "channels", "launch", "matrix", "verify"]
+    features = ["caller-lifetime", "channels", "goals", "launch", "matrix", "verify"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks
     return {

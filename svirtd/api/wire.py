@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from svirtd.core import goals
+from svirtd.core.goals import BUILT_INS, Goal, Goals
 from svirtd.core.model import (
     Access,
     Command,
@@ -109,10 +110,14 @@ def read_verify(repair: bool, options: Options) -> Wanted:
 
 
 def read_request(
-    name: str, resources: Sequence[Options], options: Options, fds: Sequence[int]
+    name: str,
+    resources: Sequence[Options],
+    options: Options,
+    fds: Sequence[int],
+    known: Goals = BUILT_INS,
 ) -> Request:
-    """Read what Acquire and Plan take."""
-    return _request(name, resources, typed("options", options, _ACQUIRE), fds)
+    """Read what Acquire and Plan take. `known` are the goals that there are."""
+    return _request(name, resources, typed("options", options, _ACQUIRE), fds, known)
 
 
 def read_launch(
@@ -122,10 +127,11 @@ def read_launch(
     options: Options,
     fds: Sequence[int],
     command_bytes_max: int,
+    known: Goals = BUILT_INS,
 ) -> tuple[Request, Command]:
-    """Read what Launch takes."""
+    """Read what Launch takes. `known` are the goals that there are."""
     given = typed("options", options, _LAUNCH)
-    request = _request(name, resources, given, fds)
+    request = _request(name, resources, given, fds, known)
     command = Command(
         argv=_argv(argv, command_bytes_max),
         user=_printable("user", given.get("user", ""), 64),
@@ -141,20 +147,24 @@ def read_launch(
 
 
 def _request(
-    name: str, resources: Sequence[Options], given: Mapping[str, Any], fds: Sequence[int]
+    name: str,
+    resources: Sequence[Options],
+    given: Mapping[str, Any],
+    fds: Sequence[int],
+    known: Goals,
 ) -> Request:
     uuid = given.get("uuid", "")
     lifetime = given.get("lifetime", Lifetime.RELEASE.value)
     if lifetime not in _LIFETIMES:
         raise InvalidArgs(f"options: lifetime {lifetime[:32]!r}; expected {_choice(_LIFETIMES)}")
-    goal = given.get("goal", goals.ISOLATED.name)
+    goal = goals.named(known, given.get("goal", goals.ISOLATED.name))
     return Request(
         name=check_vm_name(name),
         resources=tuple(
-            _resource(f"resource {number}", one, fds)
+            _resource(f"resource {number}", one, fds, goal)
             for number, one in enumerate(resources, start=1)
         ),
-        goal=goals.goal(goal[:64]).name,
+        goal=goal.name,
         uuid=check_uuid(uuid) if uuid else "",
         persistent=given.get("persistent", False),
         lifetime=_LIFETIMES[lifetime],
@@ -179,10 +189,10 @@ def _groups(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _resource(what: str, values: Options, fds: Sequence[int]) -> ResourceRequest:
+def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> ResourceRequest:
     given = typed(what, values, _RESOURCE)
     path, index = given.get("path"), given.get("fd")
-    access, form = given.get("access", Access.EXCLUSIVE.value), given.get("format", "raw")
+    access, form = given.get("access", goal.default_access.value), given.get("format", "raw")
     if "backing" in given:
         raise NotSupported(f"{what}: 'backing' is not supported by this version")
     if given.get("recursive", False):

@@ -5,11 +5,10 @@ The loaded policy decides, and not what svirtd meant by a label: a type rule tha
 module adds, or a domain that is not bound by categories, shows here as a surplus.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from svirtd.core.goals import goal
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Access, Contexts, Hold
 from svirtd.core.separation import Ask, Decision
@@ -89,15 +88,15 @@ def row(
             yield _cell(vm, other.name, frozenset(), uses, is_vm=True)
 
 
-def algebra(contexts: Contexts) -> Ask:
+def algebra(contexts: Contexts, image_types: Iterable[str] = ()) -> Ask:
     """Return the answers of a policy that does what labels mean, where no kernel can be asked.
 
-    A VM uses what carries a subset of its categories: it reads and writes the image type, and only
-    reads the content type.
+    A VM uses what carries a subset of its categories: it reads and writes the image type and
+    `image_types`, those of other goals, and only reads the content type.
     """
     by_type: Mapping[str, frozenset[str]] = {
         contexts.content.type: _READER,
-        contexts.image.type: _WRITER,
+        **dict.fromkeys((contexts.image.type, *image_types), _WRITER),
     }
 
     def ask(source: Context, target: Context, kind: str) -> Decision:
@@ -116,7 +115,9 @@ def _granted(vm: VM, holds: Sequence[Hold]) -> frozenset[str]:
         if hold.group and hold.group in vm.groups:
             # What a group has is granted to each of its members, whoever of them holds it: the
             # kernel asks for the group's category, and no book.
-            return _WRITER if hold.access.writes and goal(vm.goal).writes_images else _READER
+            # A VM with another type of what it writes only reads what other members write.
+            own = parse_context(vm.image_context).type == parse_context(hold.label).type
+            return _WRITER if hold.access.writes and own else _READER
         if hold.vm_id == vm.id:
             return _WRITER if hold.access.writes else _READER
     return frozenset()

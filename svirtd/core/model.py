@@ -259,11 +259,16 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """The base contexts that labels are made from; categories are put on by the plan."""
+    """The base contexts that labels are made from; categories are put on by the plan.
+
+    `image` is of what a VM alone writes, `shared` of what the members of a group write: None where
+    that is the same.
+    """
 
     process: Context
     image: Context
     content: Context
+    shared: Context | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,21 @@ def problems(
     ]
 
 
+def between(
+    contexts: Contexts, base: Contexts, mine: frozenset[int], others: frozenset[int], ask: Ask
+) -> list[str]:
+    """Return what of the policy breaks the isolation of a VM with these contexts from one with the
+    base contexts, in either direction; none is good.
+    """
+    me, it = contexts.process.with_categories(mine), base.process.with_categories(others)
+    return [
+        *_open(me, base.image.with_categories(others), "file", _OTHERS_IMAGE, ask),
+        *_open(me, it, "process", _OTHERS_PROCESS, ask),
+        *_open(it, contexts.image.with_categories(mine), "file", _OTHERS_IMAGE, ask),
+        *_open(it, me, "process", _OTHERS_PROCESS, ask),
+    ]
+
+
 def blind_spots(daemon: Context, contexts: Contexts, mine: frozenset[int], ask: Ask) -> list[str]:
     """Return what the policy keeps from the daemon that it must be able to do, a sentence each.
 

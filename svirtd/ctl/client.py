@@ -120,16 +120,24 @@ class Client:
         """Free the reservation of a VM."""
         await self._manager("Forget", "sa{sv}", [name, {}], "")
 
-    async def plan(self, name: str, disks: Sequence[Disk], options: Options) -> list[Values]:
-        """Return what acquire would do, resource by resource."""
+    async def plan(
+        self, name: str, disks: Sequence[Disk], options: Options
+    ) -> tuple[list[Values], Values]:
+        """Return what acquire would do, resource by resource, and what the goal does."""
         body = [name, resources(disks), options.variants()]
-        (steps,) = await self._manager("Plan", "saa{sv}a{sv}", body, "aa{sv}")
-        return list(plain(steps))
+        (answer,) = await self._manager("Plan", "saa{sv}a{sv}", body, "aa{sv}")
+        *steps, goal = plain(answer)
+        return steps, goal
 
     async def vms(self) -> list[Row]:
         """Return every VM, by name."""
         (rows,) = await self._manager("ListVMs", "", [], "a(sssuo)")
         return [Row(*row) for row in rows]
+
+    async def goals(self) -> list[Values]:
+        """Return every goal with its rules."""
+        (found,) = await self._manager("ListGoals", "", [], "aa{sv}")
+        return list(plain(found))
 
     async def owners(self, what: str) -> list[Values]:
         """Return who holds a path, categories or a context."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from svirtd.core.model import Lifetime
-from svirtd.ctl import arguments, book, matrix, render
+from svirtd.ctl import arguments, book, goal_commands, matrix, render
 from svirtd.ctl.answers import Event
 from svirtd.ctl.arguments import Disk, Property
 from svirtd.ctl.channel import Unsent, pump
@@ -188,9 +188,12 @@ def plan(name: str, disks: Sequence[Disk], lifetime: str | None, **options: Any)
     Changes nothing. Exits as "acquire" would: not with 0 if a disk would be refused.
     """
     asked = Options(lifetime=Lifetime(lifetime) if lifetime else None, **options)
-    steps = ask(lambda client: client.plan(name, disks, asked))
-    answer({"steps": steps}, lambda: render.plan_list(steps, screen()))
-    refused = [str(step["error"]) for step in steps if "error" in step]
+    steps, goal = ask(lambda client: client.plan(name, disks, asked))
+    answer(
+        {"steps": steps, "goal": goal},
+        lambda: render.plan_list(steps, screen()) + goal_commands.plan_lines(goal, screen()),
+    )
+    refused = [str(one["error"]) for one in (goal, *steps) if "error" in one]
     return exit_code(refused[0]) if refused else Exit.OK
 
 
@@ -350,6 +353,7 @@ COMMANDS: Final = {
         release,
         forget,
         plan,
+        goal_commands.goals,
         list_,
         show,
         owners,

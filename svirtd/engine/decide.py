@@ -16,7 +16,7 @@ from svirtd.core import foreign, goals
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group, over, refuse_member, refuse_second_writer
 from svirtd.core.mcs import format_categories, parse_context
-from svirtd.core.model import VM, Access, Caller, Lifetime, Request, Seen, State
+from svirtd.core.model import VM, Access, Caller, Contexts, Lifetime, Request, Seen, State
 from svirtd.core.names import shown
 from svirtd.core.plan import Asker, Plan, Sets, plan
 from svirtd.core.pool import Permutation
@@ -51,6 +51,7 @@ def decide(
     request: Request,
     seen: Sequence[Seen],
     others: OtherSets,
+    goal: Goal,
     draw: Draw,
 ) -> tuple[VM | None, VM, Plan]:
     """Return the VM that the book has, the VM that it becomes, and what each resource gets.
@@ -60,31 +61,31 @@ def decide(
     """
     known = _usable(db, request.name, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
-    goal = goals.goal(request.goal)
-    members = _groups(db, caller, request, known, goal, others)
+    writes = goal.writes_images(doors.contexts)
+    members = _groups(db, doors, caller, request, known, others, writes=writes)
     if known is None:
         rank = draw(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
         rank = _own_rank(doors, known, others)
     pair = doors.shape.categories_of(rank)
     sets = Sets(pair, {name: one.category for name, one in members.items()})
-    vm = _vm(doors, caller, request, known, rank, sets, goal)
+    contexts = goal.contexts(doors.contexts)
+    vm = _vm(contexts, caller, request, known, rank, sets)
     asker = Asker(caller.uid, request.overrides)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
-    return known, vm, plan(vm.id, seen, snapshot, doors.contexts, sets, goal, doors.rules, asker)
+    return known, vm, plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
 
 
 def _vm(
-    doors: Doors,
+    contexts: Contexts,
     caller: Caller,
     request: Request,
     known: VM | None,
     rank: int,
     sets: Sets,
-    goal: Goal,
 ) -> VM:
-    process = goals.process_context(doors.contexts, sets.pair, frozenset(sets.groups.values()))
-    image = goals.resource_context(doors.contexts, Access.EXCLUSIVE, sets.pair)
+    process = goals.process_context(contexts, sets.pair, frozenset(sets.groups.values()))
+    image = goals.resource_context(contexts, Access.EXCLUSIVE, sets.pair)
     if known is None:
         return VM(
             id=secrets.token_hex(8),
@@ -92,7 +93,7 @@ def _vm(
             owner_uid=caller.uid,
             state=State.RESERVED,
             reason="",
-            goal=goal.name,
+            goal=request.goal,
             uuid=request.uuid,
             rank=rank,
             categories=format_categories(sets.pair),
@@ -109,7 +110,7 @@ def _vm(
         )
     return replace(
         known,
-        goal=goal.name,
+        goal=request.goal,
         uuid=request.uuid or known.uuid,
         process_context=str(process),
         image_context=str(image),
@@ -152,11 +153,13 @@ def _own_rank(doors: Doors, known: VM, others: OtherSets) -> int:
 
 def _groups(
     db: Database,
+    doors: Doors,
     caller: Caller,
     request: Request,
     known: VM | None,
-    goal: Goal,
     others: OtherSets,
+    *,
+    writes: bool,
 ) -> Mapping[str, Group]:
     """Return the groups that the VM is in for this run: its lasting ones, and the request's.
 
@@ -175,10 +178,10 @@ def _groups(
         found[name] = group
     for group in found.values():
         writers = [
-            (vm.name, goals.goal(vm.goal).writes_images)
+            (vm.name, goals.writes_images(vm, doors.contexts))
             for vm in group_rows.members_now(db, group.name)
         ]
-        refuse_second_writer(group, request.name, writes=goal.writes_images, others=writers)
+        refuse_second_writer(group, request.name, writes=writes, others=writers)
     if found:
         refuse_foreign_members(db, list(found.values()), others)
     return found

@@ -16,6 +16,7 @@ from svirtd.core.plan import Rules
 from svirtd.core.pool import Permutation, Shape
 from svirtd.engine.authorize import Authority
 from svirtd.engine.enforcement import Enforcement
+from svirtd.engine.goals import SiteGoals
 from svirtd.errors import Failed
 from svirtd.host.bus import Connection
 from svirtd.host.journal import Journal
@@ -31,7 +32,7 @@ _THREADS_START_S: Final = 10.0
 
 @dataclass(slots=True)
 class Doors:
-    """Built once by the daemon; `config` is the only part that changes (reload)."""
+    """Built once by the daemon; `config` and the known goals alone change (reload)."""
 
     config: Config
     store: Store
@@ -39,6 +40,7 @@ class Doors:
     permutation: Permutation
     contexts: Contexts
     enforcement: Enforcement
+    goals: SiteGoals
     kernel: Kernel
     opener: Opener
     bus: Connection

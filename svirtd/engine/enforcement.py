@@ -9,7 +9,8 @@ import asyncio
 from typing import Final
 
 from svirtd.config import Config
-from svirtd.core import separation
+from svirtd.core import goal_policy, separation
+from svirtd.core.goals import Goal, Network
 from svirtd.core.model import Contexts, Mode, Standing
 from svirtd.engine.events import Events
 from svirtd.engine.object_manager import CLASS
@@ -58,17 +59,20 @@ class Enforcement:
         spare = next(number for number in range(len(self._mine) + 1) if number not in self._mine)
         self._others = self._mine - {max(self._mine)} | {spare}
         self._seen: Status | None = None
+        # What is wrong with goals under the policy that was seen last.
+        self._problems: dict[Goal, str] = {}
         self._standing = Standing(Mode.DISABLED, "", 0, "")
 
     def now(self) -> Standing:
         """Return how it stands at this moment."""
         status = self._kernel.status()
         if status != self._seen:
+            self._problems.clear()
             self._standing = Standing(
                 status.mode,
                 self._kernel.policy_name(),
                 status.policies_loaded,
-                self._problem(status.mode),
+                self._problem(status.mode, self._contexts),
                 self._kernel.has_class(CLASS),
             )
             self._seen = status
@@ -114,6 +118,25 @@ class Enforcement:
                 f"{standing.problem}. {_ADVICE}"
             )
 
+    @property
+    def required(self) -> bool:
+        """Whether a policy that does not keep VMs apart is refused."""
+        return self._require != "none"
+
+    def problem(self, goal: Goal) -> str:
+        """Say why the loaded policy does not keep what a goal promises, empty if it does.
+
+        That is about the types that it names; what is wrong with the base contexts is in now().
+        """
+        mode = self.now().mode
+        found = self._problems.get(goal)
+        if found is None:
+            contexts = goal.contexts(self._contexts)
+            same = contexts == self._contexts
+            found = "" if same else self._problem(mode, contexts, goal)
+            self._problems[goal] = found
+        return found
+
     async def watch(self, events: Events) -> None:
         """Tell of every change, for ever."""
         before = self.now()
@@ -123,20 +146,38 @@ class Enforcement:
             events.enforcement(before, after)
             before = after
 
-    def _problem(self, mode: Mode) -> str:
+    def _problem(self, mode: Mode, contexts: Contexts, goal: Goal | None = None) -> str:
         """Say what is wrong with the loaded policy, empty if nothing is."""
         if mode is Mode.DISABLED:
             return ""
         try:
-            for context in (self._contexts.process, self._contexts.image, self._contexts.content):
+            for context in (contexts.process, contexts.image, contexts.content):
                 self._kernel.check_context(str(context.with_categories(self._mine)))
             ask, own = self._kernel.decide, self._kernel.own_context()
-            found = separation.problems(self._contexts, self._mine, self._others, ask)
+            found = separation.problems(contexts, self._mine, self._others, ask)
+            if goal is not None:
+                found += separation.between(contexts, self._contexts, self._mine, self._others, ask)
+                found += self._broken_promises(goal, contexts)
             if own is not None:
-                found += separation.blind_spots(own, self._contexts, self._mine, ask)
+                found += separation.blind_spots(own, contexts, self._mine, ask)
         except LabelRefused as error:
             return str(error)
         except OSError as error:
             # Not sure is no: a policy that cannot be asked may not be trusted.
             return f"the kernel does not tell what it allows ({error})"
         return "; ".join(found)
+
+    def _broken_promises(self, goal: Goal, contexts: Contexts) -> list[str]:
+        base, mine = self._contexts, self._mine
+        writes = goal.writes_images(base)
+        # The base type has a network of its own: under it, a namespace alone keeps a VM from one.
+        named = contexts.process.type != base.process.type
+        return goal_policy.problems(
+            process=contexts.process.with_categories(mine),
+            image=base.image.with_categories(mine),
+            content=contexts.content.with_categories(mine),
+            scratch=None if writes else contexts.image.with_categories(mine),
+            network=not (named and goal.network is Network.NONE),
+            writes_images=writes,
+            ask=self._kernel.decide,
+        )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from svirtd.book import groups, ledger, pool, registry
 from svirtd.book.store import Database
+from svirtd.core.goals import Goal
 from svirtd.core.groups import Group
 from svirtd.core.model import (
     VM,
@@ -59,13 +60,14 @@ def begin_acquire(
     seen: Sequence[Seen],
     launching: Launching | None,
     others: OtherSets,
+    goal: Goal,
 ) -> Begun:
     """Enter VM, pair, holds and steps. `others` are the sets that the host's processes run under.
 
     Raises Drift, VMExists, LimitsExceeded, PoolExhausted, ResourceBusy, ResourceRefused,
     InvalidArgs.
     """
-    known, vm, decided = decide(db, doors, caller, request, seen, others, pool.draw_rank)
+    known, vm, decided = decide(db, doors, caller, request, seen, others, goal, pool.draw_rank)
     decided.refuse()
     if decided.decisions or launching is not None:
         # Said before it is true, so that nobody has to wait for a second entry once it is: until
@@ -121,9 +123,10 @@ def dry_run(
     request: Request,
     seen: Sequence[Seen],
     others: OtherSets,
-) -> Plan:
+    goal: Goal,
+) -> tuple[VM, Plan]:
     """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
-    return decide(db, doors, caller, request, seen, others, pool.peek_rank)[2]
+    return decide(db, doors, caller, request, seen, others, goal, pool.peek_rank)[1:]
 
 
 def groups_again(db: Database, categories: frozenset[int]) -> dict[int, str]:

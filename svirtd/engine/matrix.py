@@ -56,7 +56,11 @@ class Matrix:
 
     def _row(self, vm: VM, vms: Sequence[VM], resources: Sequence[Sequence[Hold]]) -> list[Cell]:
         doors = self._doors
-        ask = doors.kernel.decide if doors.kernel.enabled() else matrix.algebra(doors.contexts)
+        ask = (
+            doors.kernel.decide
+            if doors.kernel.enabled()
+            else matrix.algebra(doors.contexts, doors.goals.image_types())
+        )
         try:
             return list(matrix.row(vm, vms, resources, ask))
         except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ import os
 
 from svirtd.book import pool, registry
 from svirtd.book.store import Database
+from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.model import VM, Caller, Counts, Hold
 from svirtd.core.names import shown
@@ -100,6 +101,12 @@ class Queries:
 
         return await self._doors.store.read(look)
 
+    async def goals(self, caller: Caller) -> list[tuple[Goal, str]]:
+        """Return every goal, and why the loaded policy cannot keep it, if so."""
+        await self._doors.authority.authorize(caller, Action.READ)
+        found = self._doors.goals
+        return [(goal, found.problem(goal)) for goal in found.known.values()]
+
     async def counts(self, caller: Caller) -> Counts:
         """Return the live figures of the book."""
         await self._doors.authority.authorize(caller, Action.READ)
@@ -114,7 +121,7 @@ class Queries:
             rank = doors.shape.rank_of(context.categories)
         except (OSError, ValueError):
             return None  # no such process, or its label is not a VM's: it belongs to none
-        if context.type != doors.contexts.process.type:
+        if doors.goals.of_process(str(context)) is None:
             return None
         return await doors.store.read(lambda db: registry.vm_by_rank(db, rank))
 

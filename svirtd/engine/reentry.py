@@ -13,8 +13,18 @@ from collections.abc import Mapping
 
 from svirtd.book import registry
 from svirtd.core import goals
+from svirtd.core.goals import Goal
 from svirtd.core.mcs import format_categories
-from svirtd.core.model import VM, Access, Finding, FindingKind, Hold, Lifetime, State
+from svirtd.core.model import (
+    VM,
+    Access,
+    Contexts,
+    Finding,
+    FindingKind,
+    Hold,
+    Lifetime,
+    State,
+)
 from svirtd.core.running import Claim, access_of, claim_of, id_of, named_paths, vm_of_unit
 from svirtd.core.unit_state import UnitDetails
 from svirtd.engine import entries
@@ -53,7 +63,8 @@ class Reentry:
         name = vm_of_unit(unit)
         doors = self._doors
         group_pool = doors.config.group_categories
-        claim = claim_of(details.state.context, doors.contexts, doors.shape, group_pool)
+        contexts = self._contexts(details)
+        claim = claim_of(details.state.context, contexts, doors.shape, group_pool)
         if name is None or claim is None:
             self._leave(unit, "it runs under no set of categories that svirtd gives")
             return
@@ -99,12 +110,14 @@ class Reentry:
             owner_uid=_owner(details.user),
             state=State.RUNNING,
             reason="",
-            goal=goals.ISOLATED.name,
+            goal=self._goal(details).name,
             uuid="",
             rank=claim.rank,
             categories=format_categories(pair),
             process_context=details.state.context,
-            image_context=str(goals.resource_context(doors.contexts, Access.EXCLUSIVE, pair)),
+            image_context=str(
+                goals.resource_context(self._contexts(details), Access.EXCLUSIVE, pair)
+            ),
             unit=details.state.name,
             main_pid=details.state.main_pid,
             runtime_dir=f"{folders}/{id_}" if id_ else "",
@@ -115,6 +128,16 @@ class Reentry:
             groups=groups,
         )
 
+    def _goal(self, details: UnitDetails) -> Goal:
+        """The goal that the type of the unit's processes tells; of several that have it, the first.
+
+        What a goal says beyond types is about a launch, and done.
+        """
+        return self._doors.goals.of_process(details.state.context) or goals.ISOLATED
+
+    def _contexts(self, details: UnitDetails) -> Contexts:
+        return self._goal(details).contexts(self._doors.contexts)
+
     def _holds(
         self, vm: VM, groups: Mapping[int, str], details: UnitDetails
     ) -> tuple[list[Hold], bool]:
@@ -124,7 +147,7 @@ class Reentry:
         pair = doors.shape.categories_of(vm.rank)
         holds = []
         for one in running.labelled(doors.kernel, [*named_paths(details.argv), *(opened or ())]):
-            held = access_of(one.label, doors.contexts, pair, frozenset(groups))
+            held = access_of(one.label, self._contexts(details), pair, frozenset(groups))
             # What it has made in its own folder goes with the folder.
             if held is None or (vm.runtime_dir and one.path.startswith(f"{vm.runtime_dir}/")):
                 continue

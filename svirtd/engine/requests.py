@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import TypeVar
 
 from svirtd.book import registry
+from svirtd.core.confinement import Properties
+from svirtd.core.goals import Goal
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request, State
 from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
-from svirtd.engine import entries
+from svirtd.engine import entries, goals
 from svirtd.engine.again import until_done
 from svirtd.engine.authorize import About, Action, refuse_settings
 from svirtd.engine.departures import Departures
@@ -67,14 +69,17 @@ class Requests:
     async def acquire(self, caller: Caller, request: Request) -> VM:
         """Label the resources for a VM that somebody else starts."""
         await self._may(caller, Action.LABEL, request)
+        goal = self._doors.goals.named(request.goal)
+        goals.refuse_to_acquire(goal)
         async with (
             self._openings.lifted(caller, request) as held,
             self._operations.names.hold(request.name),
         ):
             self._doors.enforcement.refuse_unprotected()
+            self._doors.goals.refuse_unkept(goal)
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
-                begun = await self._begin(caller, request, opened, None)
+                begun = await self._begin(caller, request, goal, opened, None)
                 entry = await self._label_all(begun, opened)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("acquire", caller.uid))
@@ -88,17 +93,20 @@ class Requests:
         if account.uid != caller.uid:
             await self._may(caller, Action.RUN_AS_USER, request, account.name, command.argv)
         runs_as = credentials.Account(account.uid, account.gid, account.groups)
-        await self._openings.check_command(runs_as, command.argv[0], self._doors.contexts.process)
+        goal = self._doors.goals.named(request.goal)
+        domain = goal.contexts(self._doors.contexts).process
+        await self._openings.check_command(runs_as, command.argv[0], domain)
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
         async with (
             self._openings.lifted(caller, request) as held,
             self._operations.names.hold(request.name),
         ):
             self._doors.enforcement.refuse_unprotected()
+            self._doors.goals.refuse_unkept(goal)
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
-                begun = await self._begin(caller, request, opened, launching)
-                entry = await self._label_and_start(begun, opened, command, account)
+                begun = await self._begin(caller, request, goal, opened, launching)
+                entry = await self._label_and_start(begun, opened, goal, command, account)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("launch", caller.uid))
         return entry.vm
@@ -114,18 +122,20 @@ class Requests:
             await self._doors.store.write(lambda db: entries.remove_reserved(db, vm))
             self._events.removed(Entry(vm, ()), Cause("forget", caller.uid))
 
-    async def plan(self, caller: Caller, request: Request) -> Plan:
+    async def plan(self, caller: Caller, request: Request) -> tuple[Goal, VM, Plan]:
         """Say what acquire would do with this request, resource by resource; change nothing."""
         await self._may(caller, Action.PLAN, request)
+        goal = self._doors.goals.named(request.goal)
         self._refuse_too_many(request)
         async with self._openings.lifted(caller, request) as held:
             opened = await self._openings.open(caller, request, held)
         try:
             seen = [one.seen for one in opened]
             others = await self._foreign.sets()
-            return await self._doors.store.read(
-                lambda db: entries.dry_run(db, self._doors, caller, request, seen, others)
+            vm, plan = await self._doors.store.read(
+                lambda db: entries.dry_run(db, self._doors, caller, request, seen, others, goal)
             )
+            return goal, vm, plan
         finally:
             opening.close_all(opened)
 
@@ -211,6 +221,7 @@ class Requests:
         self,
         caller: Caller,
         request: Request,
+        goal: Goal,
         opened: Sequence[Opened],
         launching: Launching | None,
     ) -> Begun:
@@ -220,7 +231,7 @@ class Requests:
         reach(Point.BEGIN_BEFORE)
         begun = await self._doors.store.write(
             lambda db: entries.begin_acquire(
-                db, self._doors, stored, request, seen, launching, others
+                db, self._doors, stored, request, seen, launching, others, goal
             )
         )
         reach(Point.BEGIN_AFTER)
@@ -234,13 +245,19 @@ class Requests:
         return begun.entry
 
     async def _label_and_start(
-        self, begun: Begun, opened: Sequence[Opened], command: Command, account: runtime.Account
+        self,
+        begun: Begun,
+        opened: Sequence[Opened],
+        goal: Goal,
+        command: Command,
+        account: runtime.Account,
     ) -> Entry:
         if begun.operation is None:
             raise Failed("a launch has no entry in the ledger; nothing was started")
         await self._operations.label(begun.operation, opened)
         try:
-            return await self._start(begun.operation, begun.entry, command, account)
+            bounds = goals.bounds(goal, opened)
+            return await self._start(begun.operation, begun.entry, command, account, bounds)
         except BusLost:
             raise  # what became of the unit is not known: the next start looks and settles it
         except UnitStuck as error:
@@ -253,9 +270,14 @@ class Requests:
             raise
 
     async def _start(
-        self, operation: Operation, entry: Entry, command: Command, account: runtime.Account
+        self,
+        operation: Operation,
+        entry: Entry,
+        command: Command,
+        account: runtime.Account,
+        bounds: Properties,
     ) -> Entry:
-        main_pid = await self._units.start(entry.vm, command, account)
+        main_pid = await self._units.start(entry.vm, command, account, bounds)
         try:
             return await self._operations.finish_launch(operation, entry, main_pid)
         except BusLost:

@@ -29,7 +29,10 @@ class Scan:
         self._doors = doors
         self._foreign = foreign
         self._quarantine = quarantine
-        self._types = (doors.contexts.image.type, doors.contexts.content.type)
+
+    def _types(self) -> frozenset[str]:
+        """The types of what VMs use, whatever their goal."""
+        return self._doors.goals.image_types() | {self._doors.contexts.content.type}
 
     async def check(self, folders: Sequence[str]) -> None:
         """Raise InvalidArgs for what cannot be scanned."""
@@ -72,7 +75,7 @@ class Scan:
                 FindingKind.FAILED, "", one.path, "", "", why, "nothing: look at it by hand"
             )
         context = _context(one.label)
-        if context is None or context.type not in self._types or not context.categories:
+        if context is None or context.type not in self._types() or not context.categories:
             return None
         known = await self._doors.store.read(
             lambda db: registry.holds_on(db, one.identity) or pool.suspects_on(db, one.identity)

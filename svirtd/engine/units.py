@@ -4,6 +4,7 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
+from svirtd.core.confinement import Properties
 from svirtd.core.model import VM, Command
 from svirtd.core.names import machine_id, machine_name
 from svirtd.core.unit_state import UnitState
@@ -31,9 +32,10 @@ class Units:
         doors.systemd.on_change = self._changed
         doors.systemd.on_renewed = self._renewed
 
-    async def start(self, vm: VM, command: Command, account: Account) -> int:
+    async def start(self, vm: VM, command: Command, account: Account, bounds: Properties) -> int:
         """Make the runtime folder, start the unit, check the label; returns the main process.
 
+        `bounds` are what its goal keeps the unit in.
         Raises UnitFailed, LabelRefused, Failed; no process is left then, the folder may be. Raises
         UnitStuck if a process may be left.
         """
@@ -52,6 +54,7 @@ class Units:
             environment=(*command.environment, f"SVIRT_RUNTIME_DIR={vm.runtime_dir}"),
             working_directory=command.working_directory,
             properties=command.properties,
+            bounds=bounds,
         )
         reach(Point.START_BEFORE)
         state = await doors.systemd.start(spec, timeout_s=doors.config.start_timeout_s)

@@ -169,7 +169,7 @@ class Verify:
             why = await self._why_not_its(vm, process)
             if why:
                 return _process_finding(FindingKind.CONFLICT, process, why, vm)
-        is_vm = f":{doors.contexts.process.type}:" in process.context
+        is_vm = doors.goals.of_process(process.context) is not None
         # A process that outlived its VM is told with the quarantine.
         ours = await doors.store.read(lambda db: pool.quarantined_ranks(db, ranks))
         if owners or ours or not is_vm:

@@ -12,7 +12,10 @@ Properties = dict[str, Variant]
 
 @dataclass(frozen=True, slots=True)
 class UnitSpec:
-    """A transient service. `properties` are (name, signature, value) beyond the fixed ones."""
+    """A transient service. `properties` are (name, signature, value) beyond the fixed ones.
+
+    `bounds` are what it is kept in, such as no other property can change.
+    """
 
     name: str
     description: str
@@ -23,6 +26,7 @@ class UnitSpec:
     environment: tuple[str, ...]
     working_directory: str
     properties: tuple[tuple[str, str, object], ...]
+    bounds: tuple[tuple[str, str, object], ...] = ()
 
 
 def unit_properties(spec: UnitSpec) -> list[list[Any]]:
@@ -52,7 +56,11 @@ def unit_properties(spec: UnitSpec) -> list[list[Any]]:
         fixed.append(("WorkingDirectory", "s", spec.working_directory))
     overridden = {name for name, _, _ in spec.properties}
     kept = [p for p in fixed if p[0] not in overridden]
-    return [[name, Variant(sig, value)] for name, sig, value in (*kept, *spec.properties)]
+    # What a VM is kept in is not its caller's to loosen, whatever may be set one day: of two
+    # assignments the later one would hold, and of a list both.
+    bound = {name for name, _, _ in spec.bounds}
+    given = [p for p in (*kept, *spec.properties) if p[0] not in bound]
+    return [[name, Variant(sig, value)] for name, sig, value in (*given, *spec.bounds)]
 
 
 def unit_state(unit: str, general: Properties, service: Properties) -> UnitState:

@@ -40,6 +40,7 @@ ARGUMENTS = {
     (MANAGER, "Release"): ["'{name}'", "@a{sv} {}"],
     (MANAGER, "Forget"): ["'{name}'", "@a{sv} {}"],
     (MANAGER, "Plan"): ["'x'", "[{'path': <'{disk}'>}]", "@a{sv} {}"],
+    (MANAGER, "ListGoals"): [],
     (MANAGER, "GetVM"): ["'{name}'"],
     (MANAGER, "GetVMByPID"): ["uint32 1"],
     (MANAGER, "ListVMs"): [],

@@ -119,6 +119,8 @@ process-context = "u:r:p_t:s0"
 image-context = "u:r:i_t:s0"
 content-context = "u:r:c_t:s0"
 relabel-from = ["a_t", "b_t"]
+[goals]
+directory = "/srv/goals/"
 [launch]
 slice = "vm.slice"
 start-timeout = 1
@@ -164,6 +166,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         image_context=parse_context("u:r:i_t:s0"),
         content_context=parse_context("u:r:c_t:s0"),
         relabel_from=frozenset({"a_t", "b_t"}),
+        goals_directory="/srv/goals",
         slice="vm.slice",
         start_timeout_s=1,
         stop_timeout_s=3600,
@@ -210,6 +213,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
     assert live == replace(
         old,
         relabel_from=new.relabel_from,
+        goals_directory=new.goals_directory,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,
         answer_timeout_s=new.answer_timeout_s,
@@ -221,6 +225,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
     )
     assert set(waiting) == {f.name for f in fields(Config)} - {
         "relabel_from",
+        "goals_directory",
         "start_timeout_s",
         "stop_timeout_s",
         "answer_timeout_s",
