@@ -93,7 +93,7 @@ _SCRATCH: Final = "svirtd_scratch_t"
 ISOLATED: Final = Goal(
     "isolated",
     frozenset(Access),
-    "A VM for itself: its disks are its own, and no VM reaches another.",
+    "A VM for itself: what it holds is its own, and no VM reaches another.",
 )
 _ALL: Final = (
     ISOLATED,

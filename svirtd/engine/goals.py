@@ -27,15 +27,23 @@ def refuse_to_acquire(goal: Goal) -> None:
         )
 
 
-def bounds(goal: Goal, opened: Sequence[Opened]) -> Properties:
-    """Return what systemd keeps a VM in that was given these resources."""
+def bounds(goal: Goal, opened: Sequence[Opened], namespace: str = "") -> Properties:
+    """Return what systemd keeps a VM in that was given these resources.
+
+    `namespace` is that of its zone, empty without one. Raises InvalidArgs.
+    """
+    if goal.network is Network.ZONE and not namespace:
+        raise InvalidArgs(
+            f"goal {goal.name!r} takes exactly one group that is a zone, and the VM is in none; "
+            "put it into one (option 'groups', or JoinGroup)"
+        )
     disks = []
     for one in opened:
         if one.seen.kind is Kind.BLOCK:
             number = os.fstat(one.fd).st_rdev
             writes = one.seen.access is Access.EXCLUSIVE
             disks.append((os.major(number), os.minor(number), writes))
-    return confinement.properties(goal, "", disks)
+    return confinement.properties(goal, namespace, disks)
 
 
 class SiteGoals:

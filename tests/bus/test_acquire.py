@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import Variant
-from tests.support import Client, Daemon, image, label, resources, set_label, wait_for
+from tests.support import Client, Daemon, image, label, resources, set_label, unwrap, wait_for
 
 USER_HOME = "unconfined_u:object_r:user_home_t:s0"
 
@@ -234,14 +234,24 @@ def test_plan_says_what_acquire_would_do_and_changes_nothing(
 ) -> None:
     good, held = image(tmp_path / "a.img"), image(tmp_path / "b.img")
     client.acquire("holder", held)
-    steps = client.call("Plan", "saa{sv}a{sv}", "vm", resources(good, held), {})[0]
+    *steps, goal = client.call("Plan", "saa{sv}a{sv}", "vm", resources(good, held), {})[0]
     assert [s["path"].value for s in steps] == [str(good), str(held)]
     assert "error" not in steps[0]
     assert steps[1]["error"].value == "org.svirt1.Error.ResourceBusy"
+    assert unwrap(goal) | {"process": "", "image": ""} == {
+        "goal": "isolated",
+        "process": "",
+        "image": "",
+        "network": "host",
+        "devices": "host",
+        "written": "kept",
+        "digest": False,
+    }
     assert label(good) is None
     assert client.vms() == {"holder": "labelled"}
     client.acquire("vm", good)
-    assert label(good) == steps[0]["to"].value
+    assert label(good) == steps[0]["to"].value == goal["image"].value
+    assert client.properties("vm")["ProcessContext"] == goal["process"].value
     client.release("vm")
     client.release("holder")
 

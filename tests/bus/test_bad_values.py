@@ -58,7 +58,7 @@ BAD_OPTIONS: list[tuple[str, dict[str, Variant], str, str]] = [
     ("uuid long", {"uuid": v("s", "0" * 100_000)}, INVALID, "is not a UUID"),
     ("uuid newline", {"uuid": v("s", "12345678-1234-1234-1234-123456789abc\n")}, INVALID, "UUID"),
     ("goal type", {"goal": v("b", True)}, INVALID, "'goal' has type 'b'"),
-    ("goal", {"goal": v("s", "forensic")}, INVALID, "goal 'forensic' is not known; known goals"),
+    ("goal", {"goal": v("s", "secret")}, INVALID, "goal 'secret' is not known; known goals"),
     ("goal empty", {"goal": v("s", "")}, INVALID, "goal '' is not known"),
     ("goal long", {"goal": v("s", "g" * 100_000)}, INVALID, "is not known"),
     ("goal cased", {"goal": v("s", "Isolated")}, INVALID, "is not known"),

@@ -93,6 +93,7 @@ READS = {
     (MANAGER, "GetVMByPID"): "org.svirt1.Error.NoSuchVM",
     (MANAGER, "ListVMs"): f"([('secret', 'labelled', '', uint32 0, objectpath '{EXISTING}')],)",
     (MANAGER, "FindOwners"): "(@aa{sv} [],)",
+    (MANAGER, "ListGoals"): "([{'name': <'isolated'>, ",
     (PROPERTIES, "Get"): "(<'secret'>,)",
     (PROPERTIES, "GetAll"): "({'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>},)",
     (OBJECT_MANAGER, "GetManagedObjects"): f"({{objectpath '{EXISTING}': {{'{VM}': "

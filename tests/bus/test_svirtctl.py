@@ -4,6 +4,7 @@
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -244,10 +245,13 @@ def test_acquire_plan_owners(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     plan = ctl.text("plan", "web", "--disk", "a.img")
     would = client.call("Plan", "saa{sv}a{sv}", "web", [], {})
-    assert would == [[]]
+    assert [one["goal"].value for one in would[0]] == ["isolated"]
     assert str(disk) in plan
+    assert re.search(r"^Goal +isolated$", plan, re.M)
     assert label(disk) is None
-    (step,) = ctl.json("plan", "web", "--disk", "a.img")["steps"]
+    planned = ctl.json("plan", "web", "--disk", "a.img")
+    (step,) = planned["steps"]
+    assert planned["goal"]["goal"] == "isolated"
     assert (step["path"], step["access"], step["from"]) == (str(disk), "exclusive", "")
     done = ctl.run(
         "acquire", "web", "--disk", "a.img", "--uuid", "0" * 8 + "-0000-0000-0000-" + "0" * 12

@@ -254,7 +254,8 @@ class Run:
                 errors.add(model.REFUSED)
             steps = self._answer(errors, "Plan", "saa{sv}a{sv}", name, asked, {}, fds=fds)
             if steps is not None:
-                foretold = self._check_plan(name, wanted, unwrap(steps[0]))
+                # The last entry is about the VM and its goal.
+                foretold = self._check_plan(name, wanted, unwrap(steps[0][:-1]))
             assert book.dump(self.daemon.book) == before
         return foretold
 
