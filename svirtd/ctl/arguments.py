@@ -5,10 +5,12 @@ import decimal
 import os
 import re
 import shutil
+import time
 from dataclasses import dataclass
 from typing import Final
 
 from svirtd.core.model import Access
+from svirtd.ctl.times import span_us, until_us
 
 _U64_MAX: Final = 2**64 - 1
 _I32_MAX: Final = 2**31 - 1
@@ -16,26 +18,25 @@ _CPU_MAX: Final = 8191
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([KMGTPE]?)")
 _SIZE_EXPONENT: Final = {unit: exponent for exponent, unit in enumerate(["", *"KMGTPE"])}
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(us|ms|s|sec|m|min|h|hr|d|day|)")
-_SPAN_US: Final = {
-    "us": 1,
-    "ms": 1000,
-    **dict.fromkeys(("", "s", "sec"), 1_000_000),
-    **dict.fromkeys(("m", "min"), 60_000_000),
-    **dict.fromkeys(("h", "hr"), 3_600_000_000),
-    **dict.fromkeys(("d", "day"), 86_400_000_000),
-}
 # Unit files say seconds, the bus says microseconds.
 _SPANS: Final = {"RuntimeMaxSec": "RuntimeMaxUSec", "TimeoutStopSec": "TimeoutStopUSec"}
+# The keys of a resource, see org.svirt1(5), that can be said behind its path.
+_TERMS: Final = ("id", "group", "level", "until", "at-end")
+_KEYS: Final = r"(?:,[a-z-]+=[^,]*)*"
+_DISK = re.compile(rf"(.*):(?:({'|'.join(Access)})({_KEYS})|(group=[^,]*{_KEYS}))", re.S)
 _CATEGORIES = re.compile(r"c\d+(?:[.,]c\d+)*")
 
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """A resource as the command line names it; `path` is absolute."""
+    """A resource as the command line names it; `path` is absolute.
+
+    `terms` are further keys of the contract's, with what was said for each.
+    """
 
     path: str
     access: Access
+    terms: tuple[tuple[str, str | int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,27 @@ def absolute(path: str) -> str:
 
 
 def parse_disk(text: str) -> Disk:
-    """Read PATH or PATH:ACCESS; only a trailing access word counts, a path may have colons."""
-    path, colon, word = text.rpartition(":")
-    if colon and word in tuple(Access):
-        return Disk(absolute(path), Access(word))
-    return Disk(absolute(text), Access.EXCLUSIVE)
+    """Read PATH, PATH:ACCESS or PATH:ACCESS,KEY=VALUE,…
+
+    PATH:group=NAME is short for the access of a group. Only what stands at the end and begins with
+    an access counts: a path may have colons.
+    """
+    found = _DISK.fullmatch(text)
+    if found is None:
+        return Disk(absolute(text), Access.EXCLUSIVE)
+    path, access, behind, short = found.groups()
+    terms: dict[str, str | int] = {}
+    for pair in filter(None, (behind or short or "").split(",")):
+        key, _, value = pair.partition("=")
+        if key not in _TERMS:
+            raise ValueError(f"{key!r} is not known behind a path; known: {', '.join(_TERMS)}")
+        if key in terms or not value:
+            raise ValueError(f"{key} is {'given twice' if key in terms else 'empty'}")
+        terms[key] = until_us(value, time.time_ns() // 1000) if key == "until" else carried(value)
+    how = Access(access) if access else Access.GROUP
+    if how is Access.GROUP and "group" not in terms:
+        raise ValueError("access 'group' takes the name of one: PATH:group=NAME")
+    return Disk(absolute(path), how, tuple(terms.items()))
 
 
 def parse_environment(text: str) -> str:
@@ -167,11 +184,10 @@ def _quota_us(value: str) -> int:
 def _span_us(value: str) -> int:
     if value == "infinity":
         return _U64_MAX
-    words = value.strip()
-    if not words.isascii() or not re.fullmatch(rf"(?:{_SPAN.pattern}\s*)+", words):
-        raise ValueError(f"{value!r} is not a time such as 90, 10min or 1h 30min, or infinity")
-    spans = _SPAN.findall(words)
-    return _u64(sum(decimal.Decimal(number) * _SPAN_US[unit] for number, unit in spans), value)
+    try:
+        return _u64(span_us(value), value)
+    except ValueError as error:
+        raise ValueError(f"{error}, or infinity") from None
 
 
 def _u64(number: decimal.Decimal | int, value: str) -> int:

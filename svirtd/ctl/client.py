@@ -6,55 +6,37 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
 
 from svirtd.core.model import State
 from svirtd.ctl.answers import Event, Row
 from svirtd.ctl.arguments import Disk
-from svirtd.ctl.failures import (
-    INCONSISTENT,
-    Exit,
-    Failure,
-    bus_lost,
-    from_bus,
-    no_bus,
-    timed_out,
-)
+from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, Dialog, failures
+from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost, no_bus
+from svirtd.ctl.sharing import Sharing
 from svirtd.ctl.values import Options, Values, plain, resources
-from svirtd.errors import Failed, InteractiveAuthorizationRequired
-from svirtd.host.bus import BUS, BusError, BusLost, Connection, Message, Variant
+from svirtd.errors import Failed
+from svirtd.host.bus import BUS, BusLost, Connection, Message, Variant
 
-_NAME: Final = "org.svirt1"
-_ROOT: Final = "/org/svirt1"
-_MANAGER: Final = "org.svirt1.Manager"
-_VM: Final = "org.svirt1.VM"
-_JOB: Final = "org.svirt1.Job"
-_PROPERTIES: Final = "org.freedesktop.DBus.Properties"
-_OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
-
-_TIMEOUT_S: Final = 30.0
-# Starting and stopping wait for systemd, and a guest may take its time to end.
-_LONG_TIMEOUT_S: Final = 150.0
 # Long enough for any disk. Whoever has seen enough cancels.
 _JOB_TIMEOUT_S: Final = 7 * 24 * 3600.0
-# The most that the daemon can be set to give somebody for an answer.
-_DIALOG_S: Final = 3600.0
+# Starting and stopping wait for systemd, and a guest may take its time to end.
+_LONG_TIMEOUT_S: Final = 150.0
+_JOB: Final = "org.svirt1.Job"
+_OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
 # Interface, member, signature, and the names that a line of output gives to the arguments.
 _SIGNALS: Final = (
-    (_MANAGER, "VMAdded", "so", ("name", "vm")),
-    (_MANAGER, "VMRemoved", "so", ("name", "vm")),
-    (_MANAGER, "DriftFound", "a{sv}", ("finding",)),
-    (_MANAGER, "JobNew", "uo", ("id", "job")),
-    (_MANAGER, "JobRemoved", "uos", ("id", "job", "result")),
-    (_PROPERTIES, "PropertiesChanged", "sa{sv}as", ("interface", "changed", "invalidated")),
+    (MANAGER, "VMAdded", "so", ("name", "vm")),
+    (MANAGER, "VMRemoved", "so", ("name", "vm")),
+    (MANAGER, "DriftFound", "a{sv}", ("finding",)),
+    (MANAGER, "JobNew", "uo", ("id", "job")),
+    (MANAGER, "JobRemoved", "uos", ("id", "job", "result")),
+    (PROPERTIES, "PropertiesChanged", "sa{sv}as", ("interface", "changed", "invalidated")),
     (_OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", ("object", "interfaces")),
     (_OBJECT_MANAGER, "InterfacesRemoved", "oas", ("object", "interfaces")),
 )
-
-Dialog = Callable[[], AbstractContextManager[None]]
 
 
 def _stream(reply: Message) -> socket.socket:
@@ -69,12 +51,8 @@ def _stream(reply: Message) -> socket.socket:
             os.close(fd)
 
 
-class Client:
+class Client(Sharing):
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
-
-    def __init__(self, bus: Connection, dialog: Dialog | None) -> None:
-        self._bus = bus
-        self._dialog = dialog
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -160,9 +138,9 @@ class Client:
             if msg.path in jobs and "Progress" in msg.body[1]:
                 progress(float(plain(msg.body[1]["Progress"])))
 
-        with _failures(bus_lost("it does not answer")):
-            await self._bus.subscribe(_NAME, _MANAGER, "JobNew", begun)
-            await self._bus.subscribe(_NAME, _PROPERTIES, "PropertiesChanged", moved, arg0=_JOB)
+        with failures(bus_lost("it does not answer")):
+            await self._bus.subscribe(NAME, MANAGER, "JobNew", begun)
+            await self._bus.subscribe(NAME, PROPERTIES, "PropertiesChanged", moved, arg0=_JOB)
         options = {"scan": Variant("as", list(folders))} if folders else {}
         try:
             (findings,) = await self._manager(
@@ -182,26 +160,26 @@ class Client:
 
     async def vm(self, name: str) -> Values:
         """Return every property of a VM."""
-        return await self._get_all(await self._path_of(name), _VM)
+        return await self._get_all(await self._path_of(name), VM)
 
     async def manager(self) -> Values:
         """Return every property of the daemon."""
-        return await self._get_all(_ROOT, _MANAGER)
+        return await self._get_all(ROOT, MANAGER)
 
     async def enforced(self) -> bool:
         """Say whether the kernel keeps VMs apart."""
-        reply = await self._call(_ROOT, _PROPERTIES, "Get", "ss", [_MANAGER, "Enforced"], "v")
+        reply = await self._call(ROOT, PROPERTIES, "Get", "ss", [MANAGER, "Enforced"], "v")
         return bool(plain(reply.body[0]))
 
     async def open_channel(self, name: str, socket_name: str) -> socket.socket:
         """Connect to a socket in a VM's runtime folder; the caller closes the stream."""
         path = await self._path_of(name)
-        reply = await self._call(path, _VM, "OpenChannel", "sa{sv}", [socket_name, {}], "h")
+        reply = await self._call(path, VM, "OpenChannel", "sa{sv}", [socket_name, {}], "h")
         return _stream(reply)
 
     async def backup(self) -> socket.socket:
         """Return a stream of a copy of the book; the caller closes it."""
-        reply = await self._call(_ROOT, _MANAGER, "Backup", "a{sv}", [{}], "h", _LONG_TIMEOUT_S)
+        reply = await self._call(ROOT, MANAGER, "Backup", "a{sv}", [{}], "h", _LONG_TIMEOUT_S)
         return _stream(reply)
 
     async def watch(self, handler: Callable[[Event], None]) -> None:
@@ -222,12 +200,12 @@ class Client:
 
         def owner_changed(msg: Message) -> None:
             kind = "Started" if msg.body[2] else "Stopped"
-            handler(Event(time.time(), kind, _ROOT, {"service": _NAME}))
+            handler(Event(time.time(), kind, ROOT, {"service": NAME}))
 
-        with _failures(bus_lost("it does not answer")):
+        with failures(bus_lost("it does not answer")):
             for interface, member, signature, names in _SIGNALS:
-                await self._bus.subscribe(_NAME, interface, member, deliver(signature, names))
-            await self._bus.subscribe(BUS, BUS, "NameOwnerChanged", owner_changed, arg0=_NAME)
+                await self._bus.subscribe(NAME, interface, member, deliver(signature, names))
+            await self._bus.subscribe(BUS, BUS, "NameOwnerChanged", owner_changed, arg0=NAME)
 
     async def lost(self) -> Failure:
         """Wait for the end of the connection and return what to say then."""
@@ -240,11 +218,11 @@ class Client:
         says something of one that did (`holds`). Raises Failure if it got stuck on the way.
         """
         changed = asyncio.Event()
-        with _failures(bus_lost("it does not answer")):
+        with failures(bus_lost("it does not answer")):
             for sender, interface, member, arg0 in (
-                (_NAME, _MANAGER, "VMRemoved", name),
-                (_NAME, _PROPERTIES, "PropertiesChanged", _VM),
-                (BUS, BUS, "NameOwnerChanged", _NAME),
+                (NAME, MANAGER, "VMRemoved", name),
+                (NAME, PROPERTIES, "PropertiesChanged", VM),
+                (BUS, BUS, "NameOwnerChanged", NAME),
             ):
                 await self._bus.subscribe(
                     sender, interface, member, lambda _: changed.set(), arg0=arg0
@@ -268,8 +246,8 @@ class Client:
         raise lost.result()
 
     async def _running(self) -> bool:
-        with _failures(bus_lost("it does not answer")):
-            return await self._bus.has_owner(_NAME)
+        with failures(bus_lost("it does not answer")):
+            return await self._bus.has_owner(NAME)
 
     async def _vm_if_any(self, name: str) -> Values:
         try:
@@ -278,91 +256,3 @@ class Client:
             if failure.code is Exit.NOT_FOUND:
                 return {}
             raise
-
-    async def _path_of(self, name: str) -> str:
-        (path,) = await self._manager("GetVM", "s", [name], "o")
-        return str(path)
-
-    async def _get_all(self, path: str, interface: str) -> Values:
-        reply = await self._call(path, _PROPERTIES, "GetAll", "s", [interface], "a{sv}")
-        return dict(plain(reply.body[0]))
-
-    async def _manager(
-        self,
-        member: str,
-        signature: str,
-        body: Sequence[Any],
-        answer: str,
-        timeout_s: float = _TIMEOUT_S,
-    ) -> list[Any]:
-        reply = await self._call(_ROOT, _MANAGER, member, signature, body, answer, timeout_s)
-        return list(reply.body)
-
-    async def _call(
-        self,
-        path: str,
-        interface: str,
-        member: str,
-        signature: str,
-        body: Sequence[Any],
-        answer: str,
-        timeout_s: float = _TIMEOUT_S,
-    ) -> Message:
-        try:
-            return await self._once(path, interface, member, signature, body, answer, timeout_s)
-        except Failure as failure:
-            if failure.name != InteractiveAuthorizationRequired.name or self._dialog is None:
-                raise
-        # Nothing has been done yet. Only now is there somebody to wait for.
-        timeout_s += _DIALOG_S
-        with self._dialog():
-            return await self._once(
-                path, interface, member, signature, body, answer, timeout_s, interactive=True
-            )
-
-    async def _once(
-        self,
-        path: str,
-        interface: str,
-        member: str,
-        signature: str,
-        body: Sequence[Any],
-        answer: str,
-        timeout_s: float,
-        *,
-        interactive: bool = False,
-    ) -> Message:
-        with _failures(timed_out(member, timeout_s)):
-            reply = await self._bus.call(
-                _NAME,
-                path,
-                interface,
-                member,
-                signature,
-                body,
-                timeout_s=timeout_s,
-                interactive=interactive,
-            )
-        if reply.signature == answer:
-            return reply
-        for fd in reply.unix_fds:
-            os.close(fd)
-        raise Failure(
-            INCONSISTENT,
-            f"svirtd answered {member} with {reply.signature!r}, expected {answer!r}; svirtctl and "
-            "svirtd are of different versions: restart svirtd after an upgrade",
-            Exit.REFUSED,
-        )
-
-
-@contextlib.contextmanager
-def _failures(late: Failure) -> Iterator[None]:
-    """Turn what the connection raises into a Failure; `late` is that for a missed deadline."""
-    try:
-        yield
-    except BusError as error:
-        raise from_bus(error.name, error.text) from error
-    except BusLost as error:
-        raise bus_lost(str(error)) from error
-    except TimeoutError as error:
-        raise late from error

@@ -9,7 +9,15 @@ from typing import Any, Final
 import click
 
 from svirtd.core.model import Lifetime
-from svirtd.ctl import arguments, book, goal_commands, matrix, render
+from svirtd.ctl import (
+    arguments,
+    book,
+    goal_commands,
+    group_commands,
+    matrix,
+    render,
+    wall_commands,
+)
 from svirtd.ctl.answers import Event
 from svirtd.ctl.arguments import Disk, Property
 from svirtd.ctl.channel import Unsent, pump
@@ -362,6 +370,8 @@ COMMANDS: Final = {
         book.backup,
         book.restore,
         channel,
+        group_commands.group,
+        wall_commands.wall,
         monitor,
         status,
     )

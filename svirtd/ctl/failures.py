@@ -6,7 +6,9 @@ from typing import Final
 
 from svirtd.errors import (
     AccessDenied,
+    GroupExists,
     InteractiveAuthorizationRequired,
+    NoSuchGroup,
     NoSuchVM,
     ResourceBusy,
     UnknownObject,
@@ -37,11 +39,13 @@ class Exit(enum.IntEnum):
 
 _CODES: Final = {
     NoSuchVM.name: Exit.NOT_FOUND,
+    NoSuchGroup.name: Exit.NOT_FOUND,
     UnknownObject.name: Exit.NOT_FOUND,
     AccessDenied.name: Exit.PERMISSION,
     InteractiveAuthorizationRequired.name: Exit.PERMISSION,
     ResourceBusy.name: Exit.BUSY,
     VMExists.name: Exit.BUSY,
+    GroupExists.name: Exit.BUSY,
     **{
         _STANDARD + member: Exit.UNREACHABLE
         for member in ("ServiceUnknown", "NameHasNoOwner", "NoReply", "TimedOut", "Timeout")

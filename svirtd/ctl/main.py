@@ -37,7 +37,7 @@ Exit codes:
   0  done
   1  svirtd refused or failed; the message says why
   2  the command line is wrong
-  3  no such VM
+  3  no such VM or group
   4  not permitted
   5  busy: another VM holds the disk, or the name is in use
   6  svirtd or the bus cannot be reached

@@ -96,12 +96,21 @@ def request_options(function: _F) -> _F:
         click.option(
             "--disk",
             "disks",
-            metavar=f"PATH[:{_ACCESS}]",
+            metavar=f"PATH[:{_ACCESS}[,KEY=VALUE]]",
             multiple=True,
             type=click.Path(),
             callback=parsed(arguments.parse_disk),
             help="Image file or block device. exclusive (the default): for this VM alone. "
-            "readonly: so, and it only reads. public: any VM may read it. Repeatable.",
+            "readonly: so, and it only reads. public: any VM may read it. group=NAME: for the VMs "
+            "of a group; readonly,group=NAME: so, and they only read. Repeatable.",
+        ),
+        click.option(
+            "--group",
+            "groups",
+            metavar="NAME",
+            multiple=True,
+            callback=parsed(arguments.carried),
+            help="Put the VM into this group for this run. Repeatable.",
         ),
     ):
         function = option(function)

@@ -21,6 +21,7 @@ class Options:
     persistent: bool = False
     lifetime: Lifetime | None = None
     overrides: Sequence[str] = ()
+    groups: Sequence[str] = ()
     user: str | None = None
     environment: Sequence[str] = ()
     working_directory: str | None = None
@@ -40,6 +41,8 @@ class Options:
             found["persistent"] = Variant("b", True)
         if self.overrides:
             found["override"] = Variant("as", list(self.overrides))
+        if self.groups:
+            found["groups"] = Variant("as", list(self.groups))
         if self.environment:
             found["environment"] = Variant("as", list(self.environment))
         if self.properties:
@@ -64,5 +67,7 @@ def plain(value: Any) -> Any:
 def resources(disks: Sequence[Disk]) -> list[dict[str, Variant]]:
     """Return disks as the contract's aa{sv}."""
     return [
-        {"path": Variant("s", one.path), "access": Variant("s", one.access.value)} for one in disks
+        {"path": Variant("s", one.path), "access": Variant("s", one.access.value)}
+        | {key: Variant("t" if isinstance(value, int) else "s", value) for key, value in one.terms}
+        for one in disks
     ]

@@ -17,17 +17,30 @@ _PAGE: Final = sources.page("svirtctl.1")
 
 
 def _options(command: click.Command) -> set[str]:
-    return {
+    own = {
         word
         for parameter in command.params
         if isinstance(parameter, click.Option)
         for word in parameter.opts
     }
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    # The entry's own are loaded when they are needed.
+    return own.union(*map(_options, below)) if command is not cli else own
+
+
+def _names() -> list[str]:
+    """Every command as it is typed."""
+    return [
+        name if sub is None else f"{name} {sub}"
+        for name, command in COMMANDS.items()
+        for sub in (command.commands if isinstance(command, click.Group) else [None])
+    ]
 
 
 def test_commands() -> None:
     text = sources.section(_PAGE, "DESCRIPTION", "Commands")
-    assert re.findall(r"^\.It (?:Xo\n\.)?Cm (\w+)", text, re.M) == list(COMMANDS)
+    found = re.findall(r"^\.It (?:Xo\n\.)?Cm ([a-z]+(?: [a-z]+)*)(?= [A-Z]|$)", text, re.M)
+    assert found == _names()
 
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])

@@ -73,6 +73,13 @@ def test_help_names_every_command_and_exit_code() -> None:
         (["acquire", "web", "--disk", ":public"], "empty path"),
         (["acquire", "web", "--lifetime", "forever"], "'release', 'caller'"),
         (["channel", "web", "qmp", "--linger", "-1"], "--linger"),
+        (["acquire", "web", "--disk", "a:group"], "PATH:group=NAME"),
+        (["acquire", "web", "--disk", "a:readonly,colour=red"], "'colour' is not known"),
+        (["group"], "Missing command"),
+        (["group", "grant", "g", "web", "--until", "yesterday"], "'yesterday' is not a span"),
+        (["group", "grant", "g", "web", "--stop"], "--until"),
+        (["group", "grant", "g", "web", "--owner", "no such user"], "'no such user'"),
+        (["wall", "clear", "banks"], "Missing argument 'SUBJECT'"),
     ],
 )
 def test_usage_errors(arguments: list[str], said: str) -> None:
@@ -148,6 +155,7 @@ def test_every_error_of_the_contract_has_its_exit_code() -> None:
     codes = {name: exit_code(name) for name in bus_errors()}
     assert {name for name, code in codes.items() if code is Exit.NOT_FOUND} == {
         "org.svirt1.Error.NoSuchVM",
+        "org.svirt1.Error.NoSuchGroup",
         STANDARD + "UnknownObject",
     }
     assert {name for name, code in codes.items() if code is Exit.PERMISSION} == {
@@ -157,6 +165,7 @@ def test_every_error_of_the_contract_has_its_exit_code() -> None:
     assert {name for name, code in codes.items() if code is Exit.BUSY} == {
         "org.svirt1.Error.ResourceBusy",
         "org.svirt1.Error.VMExists",
+        "org.svirt1.Error.GroupExists",
     }
     rest = {code for code in codes.values() if code not in (Exit.NOT_FOUND, 4, 5)}
     assert rest == {Exit.REFUSED}
