@@ -10,13 +10,14 @@ import glob
 import os
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from svirtd.core import goal_files
 from svirtd.core.goals import Goals
 from svirtd.core.mcs import Context, parse_categories, parse_context
 from svirtd.core.pool import Shape, make_shape
+from svirtd.core.walls import Wall, check_wall_name, read_wall_keys
 from svirtd.errors import ConfigError
 
 DEFAULT_PATH: Final = "/etc/svirtd/svirtd.toml"
@@ -80,6 +81,7 @@ class Config:
     drift_interval_s: int = 600
     dialog_timeout_s: int = 120
     limits: Limits = Limits()
+    walls: tuple[Wall, ...] = ()
 
     @property
     def shape(self) -> Shape:
@@ -208,13 +210,14 @@ def load(path: str | None) -> Config:
     Raises ConfigError.
     """
     main = path if path is not None else DEFAULT_PATH
-    values: dict[str, Any] = {}
-    limits: dict[str, Any] = {}
+    found = _Found()
     if path is not None or os.path.exists(main):
-        _read_file(main, values, limits)
+        _read_file(main, found)
     for drop_in in sorted(glob.glob(glob.escape(main) + ".d/*.toml")):
-        _read_file(drop_in, values, limits)
-    config = replace(Config(), **values, limits=Limits(**limits))
+        _read_file(drop_in, found)
+    config = replace(
+        Config(), **found.values, limits=Limits(**found.limits), walls=_walls(main, found.walls)
+    )
     try:
         _ = config.shape
     except ValueError as error:
@@ -222,6 +225,36 @@ def load(path: str | None) -> Config:
             f"{main}: [labels] private, groups, reserved, private-size: {error}"
         ) from error
     return config
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What the files have said so far, by field; of walls, by name and field."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    limits: dict[str, Any] = field(default_factory=dict)
+    walls: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def _walls(path: str, found: Mapping[str, Mapping[str, Any]]) -> tuple[Wall, ...]:
+    for name, keys in found.items():
+        if "classes" not in keys:
+            raise ConfigError(
+                f"{path}: [wall.{name}] classes: is not there, in this file or a drop-in; expected "
+                "the classes of groups that the wall keeps apart"
+            )
+    return tuple(Wall(name, **keys) for name, keys in sorted(found.items()))
+
+
+def _read_walls(path: str, walls: object, found: dict[str, dict[str, Any]]) -> None:
+    if not isinstance(walls, dict):
+        raise ConfigError(f"{path}: wall: expected sections with a name, [wall.NAME]")
+    for name, table in walls.items():
+        try:
+            check_wall_name(name)
+            found.setdefault(name, {}).update(read_wall_keys(table))
+        except ValueError as error:
+            raise ConfigError(f"{path}: [wall.{name}] {error}") from error
 
 
 def load_goals(config: Config) -> Goals:
@@ -242,11 +275,13 @@ def _tables(path: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: is not TOML: {error}") from error
 
 
-def _read_file(path: str, values: dict[str, Any], limits: dict[str, Any]) -> None:
-    for section, table in _tables(path).items():
+def _read_file(path: str, found: _Found) -> None:
+    tables = _tables(path)
+    _read_walls(path, tables.pop("wall", {}), found.walls)
+    for section, table in tables.items():
         known = sorted(key for where, key in _KEYS if where == section)
         if not known:
-            sections = ", ".join(sorted({f"[{where}]" for where, _ in _KEYS}))
+            sections = ", ".join(sorted({"[wall.NAME]", *(f"[{where}]" for where, _ in _KEYS)}))
             raise ConfigError(f"{path}: [{section}]: unknown section; expected one of {sections}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {section}: expected a section, [{section}], with keys")
@@ -255,14 +290,14 @@ def _read_file(path: str, values: dict[str, Any], limits: dict[str, Any]) -> Non
                 raise ConfigError(
                     f"{path}: [{section}] {key}: unknown key; expected one of {', '.join(known)}"
                 )
-            field, reader = _KEYS[section, key]
+            name, reader = _KEYS[section, key]
             try:
                 read = reader(value)
             except ValueError as error:
                 raise ConfigError(
                     f"{path}: [{section}] {key}: {value!r} cannot be used; expected {error}"
                 ) from error
-            (limits if section == "limits" else values)[field] = read
+            (found.limits if section == "limits" else found.values)[name] = read
 
 
 def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
@@ -279,10 +314,9 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
         drift_interval_s=new.drift_interval_s,
         dialog_timeout_s=new.dialog_timeout_s,
         limits=new.limits,
+        walls=new.walls,
     )
     waiting = [
-        field
-        for field in Config.__dataclass_fields__
-        if getattr(live, field) != getattr(new, field)
+        name for name in Config.__dataclass_fields__ if getattr(live, name) != getattr(new, name)
     ]
     return live, waiting

@@ -42,7 +42,7 @@ from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.queries import Queries
 from svirtd.engine.recovery import Recovery
 from svirtd.engine.reentry import Reentry
-from svirtd.engine.reload import load, reload
+from svirtd.engine.reload import enter_walls, load, reload
 from svirtd.engine.requests import Requests
 from svirtd.engine.tasks import Tasks
 from svirtd.engine.units import Units
@@ -238,6 +238,7 @@ class _Daemon:
         if not await self._unless_stopped(recovery.run()):
             self._say_stopped()  # recovery may be cut off anywhere: the next start goes on
             return
+        await enter_walls(doors)
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)
         objects = Objects(requests, Queries(doors), verify, jobs, backups, doors)

@@ -7,6 +7,7 @@ from typing import Final
 from svirtd.core.matrix import Cell
 from svirtd.core.model import VM, Finding, Hold, JobView
 from svirtd.core.plan import Plan
+from svirtd.engine.walls import View
 from svirtd.host.bus import Variant
 
 VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
@@ -136,6 +137,41 @@ def cell(one: Cell, *, by_policy: bool) -> dict[str, Variant]:
         "surplus": Variant("as", sorted(one.surplus)),
         "shortfall": Variant("as", sorted(one.shortfall)),
         "by": Variant("s", "policy" if by_policy else "algebra"),
+    }
+
+
+def wall(one: View) -> dict[str, Variant]:
+    """Return a wall as ListWalls tells it."""
+    return {
+        "name": Variant("s", one.wall.name),
+        "scope": Variant("s", one.wall.scope.value if one.configured else ""),
+        "classes": Variant("aas", [list(groups) for groups in one.wall.classes]),
+        "configured": Variant("b", one.configured),
+        "entries": Variant("t", one.rows),
+        "history": Variant(
+            "aa{sv}",
+            [
+                {
+                    "subject": Variant("s", row.subject),
+                    "group": Variant("s", row.group),
+                    "vm": Variant("s", row.vm_name),
+                    "since": Variant("t", row.since_us),
+                }
+                for row in one.history
+            ],
+        ),
+        "cleared": Variant(
+            "aa{sv}",
+            [
+                {
+                    "subject": Variant("s", row.subject),
+                    "uid": Variant("u", row.uid),
+                    "entries": Variant("t", row.count),
+                    "at": Variant("t", row.at_us),
+                }
+                for row in one.cleared
+            ],
+        ),
     }
 
 

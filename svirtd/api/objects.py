@@ -28,6 +28,7 @@ from svirtd.engine.matrix import Matrix
 from svirtd.engine.queries import Queries
 from svirtd.engine.requests import Requests
 from svirtd.engine.verify import Verify
+from svirtd.engine.walls import Walls
 from svirtd.host.bus import Variant
 
 Emit = Callable[[str, str, str, str, list[Any]], None]
@@ -91,6 +92,7 @@ class Objects(Listener):
         self._jobs = jobs
         self._doors = doors
         self._matrix_ = Matrix(doors)
+        self._walls = Walls(doors)
         self.emit: Emit = lambda *_: None
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
@@ -109,6 +111,8 @@ class Objects(Listener):
             (MANAGER, "Backup"): self._backup,
             (MANAGER, "Verify"): self._verify,
             (MANAGER, "Matrix"): self._matrix,
+            (MANAGER, "ListWalls"): self._list_walls,
+            (MANAGER, "ClearWall"): self._clear_wall,
             (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
             (VM, "OpenChannel"): self._open_channel,
@@ -191,6 +195,14 @@ class Objects(Listener):
         wire.no_options(call.body[0])
         cells, by_policy = await self._matrix_.run(call.caller)
         return Reply([[answers.cell(one, by_policy=by_policy) for one in cells]])
+
+    async def _list_walls(self, call: Call) -> Reply:
+        return Reply([[answers.wall(one) for one in await self._walls.views(call.caller)]])
+
+    async def _clear_wall(self, call: Call) -> Reply:
+        wall, subject, options = call.body
+        wire.no_options(options)
+        return Reply([await self._walls.clear(call.caller, wall, subject)])
 
     async def _backup(self, call: Call) -> Reply:
         wire.no_options(call.body[0])
@@ -322,7 +334,7 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
-    features = ["caller-lifetime", "channels", "goals", "launch", "matrix", "verify"]
+    features = ["caller-lifetime", "channels", "goals", "launch", "matrix", "verify", "walls"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks
     return {

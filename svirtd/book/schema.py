@@ -209,7 +209,7 @@ def _sharing(db: Database) -> None:
     # Which side of a wall a subject (a VM's Id or UUID, an owner) has ever been on.
     db.execute(
         "CREATE TABLE wall_history(wall TEXT NOT NULL, subject TEXT NOT NULL, grp TEXT NOT NULL,"
-        " vm_name TEXT NOT NULL, since_us INTEGER NOT NULL, PRIMARY KEY (wall, subject, grp))"
+        " vm_name TEXT NOT NULL, since_us INTEGER NOT NULL, PRIMARY KEY (subject, wall, grp))"
         " STRICT, WITHOUT ROWID"
     )
     # Who has had such history forgotten.

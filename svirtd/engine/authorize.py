@@ -40,6 +40,7 @@ class Action(enum.Enum):
     REPAIR = "have labels put back"
     CANCEL = "cancel jobs of other users"
     BACKUP = "copy the book"
+    CLEAR_WALLS = "clear the history of a wall"
 
 
 # What the owner of a thing may do with it unasked.
@@ -61,6 +62,7 @@ _PERMISSIONS: Final[Mapping[Action, str]] = {
     Action.REPAIR: "repair",
     Action.CANCEL: "verify",
     Action.BACKUP: "backup",
+    Action.CLEAR_WALLS: "wall",
 }
 # polkit's action for each that it is asked about: dbus/org.svirt1.policy has the defaults.
 POLKIT: Final[Mapping[Action, str]] = {
@@ -76,6 +78,7 @@ POLKIT: Final[Mapping[Action, str]] = {
     Action.VERIFY: "org.svirt1.verify",
     Action.REPAIR: "org.svirt1.repair",
     Action.BACKUP: "org.svirt1.backup",
+    Action.CLEAR_WALLS: "org.svirt1.clear-walls",
 }
 # What a dialog says where the action's own message leaves open what is about to happen.
 MESSAGES: Final[Mapping[Action, str]] = {
@@ -94,13 +97,15 @@ _SHOWN: Final = 8
 class About:
     """What a request is about, for whoever is asked to authenticate: as it is, whatever is in it.
 
-    `account` is the user that a VM is to run as, and `command` what it is to run.
+    `account` is the user that a VM is to run as, and `command` what it is to run; `wall` is one
+    whose history of `vm` is to be forgotten.
     """
 
     vm: str = ""
     files: Sequence[str] = ()
     account: str = ""
     command: Sequence[str] = ()
+    wall: str = ""
 
 
 def sees(caller: Caller, vm: VM) -> bool:
@@ -188,6 +193,7 @@ class Authority:
             "files": _listed(about.files),
             "account": shown_to_judge(about.account) if about.account else "",
             "command": _listed(about.command),
+            "wall": shown_to_judge(about.wall) if about.wall else "",
             "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
         }
         if action in MESSAGES:

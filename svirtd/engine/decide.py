@@ -20,6 +20,7 @@ from svirtd.core.model import VM, Access, Caller, Contexts, Lifetime, Request, S
 from svirtd.core.names import shown
 from svirtd.core.plan import Asker, Plan, Sets, plan
 from svirtd.core.pool import Permutation
+from svirtd.engine import walls
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.quotas import refuse_too_many
@@ -57,7 +58,8 @@ def decide(
     """Return the VM that the book has, the VM that it becomes, and what each resource gets.
 
     `others` are the sets that the host's processes run under. Raises what concerns no resource:
-    Drift, VMExists, LimitsExceeded, PoolExhausted, NoSuchGroup, AccessDenied, InvalidArgs.
+    Drift, VMExists, LimitsExceeded, PoolExhausted, NoSuchGroup, AccessDenied, WallConflict,
+    InvalidArgs.
     """
     known = _usable(db, request.name, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
@@ -71,6 +73,7 @@ def decide(
     sets = Sets(pair, {name: one.category for name, one in members.items()})
     contexts = goal.contexts(doors.contexts)
     vm = _vm(contexts, caller, request, known, rank, sets)
+    walls.refuse(db, doors, vm)
     asker = Asker(caller.uid, request.overrides)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
     return known, vm, plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)

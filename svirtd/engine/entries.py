@@ -27,6 +27,7 @@ from svirtd.core.model import (
 )
 from svirtd.core.plan import Plan
 from svirtd.core.pool import RankTaken
+from svirtd.engine import walls
 from svirtd.engine.calendar import now_us
 from svirtd.engine.decide import OtherSets, decide
 from svirtd.engine.doors import Doors
@@ -84,6 +85,7 @@ def begin_acquire(
         registry.add_vm(db, vm)
     else:
         registry.update_vm(db, vm)
+    walls.record(db, doors.config.walls, vm)
     holds = tuple(
         Hold(
             vm.id,
@@ -184,6 +186,7 @@ def reenter(
                 f"its set is another VM's in the book, or in quarantine ({error})"
             ) from error
         registry.add_vm(db, vm)
+    walls.record(db, doors.config.walls, vm)
     free = tuple(
         replace(hold, vm_id=vm.id, owner_uid=vm.owner_uid)
         for hold in holds

@@ -32,6 +32,7 @@ class MessageId(enum.Enum):
     ENFORCEMENT = "9cbd6f47efde4750aa0b058dd040510d"
     BOOK_REPLACED = "c6dae6c9f9eb4c7f8a50d8f1c89ef9ef"
     BOOK_CHECKED = "51ff7a3670f1497599bcb00ff1c27b2e"
+    WALL_CLEARED = "e646062647ba45abb566c3932fbc8fff"
     WARNING = "44cfde90fa574c7f82f25469b83f8d73"
 
 

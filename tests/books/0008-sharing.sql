@@ -103,7 +103,7 @@ INSERT INTO "vm" VALUES(287224,'00000000000000a4','stuck',0,'failed','/srv/stuck
 CREATE TABLE vm_grant(grp TEXT NOT NULL REFERENCES vm_group(name), vm_name TEXT NOT NULL, owner_uid INTEGER NOT NULL, until_us INTEGER NOT NULL, at_end TEXT NOT NULL, since_us INTEGER NOT NULL, told INTEGER NOT NULL DEFAULT 0, PRIMARY KEY (grp, vm_name)) STRICT, WITHOUT ROWID;
 CREATE TABLE vm_group(name TEXT NOT NULL PRIMARY KEY, category INTEGER NOT NULL UNIQUE, owner_uid INTEGER NOT NULL, created_us INTEGER NOT NULL, writers TEXT NOT NULL DEFAULT 'all', namespace TEXT NOT NULL DEFAULT '') STRICT;
 CREATE TABLE wall_clear(id INTEGER PRIMARY KEY, wall TEXT NOT NULL, subject TEXT NOT NULL, uid INTEGER NOT NULL, cleared INTEGER NOT NULL, at_us INTEGER NOT NULL) STRICT;
-CREATE TABLE wall_history(wall TEXT NOT NULL, subject TEXT NOT NULL, grp TEXT NOT NULL, vm_name TEXT NOT NULL, since_us INTEGER NOT NULL, PRIMARY KEY (wall, subject, grp)) STRICT, WITHOUT ROWID;
+CREATE TABLE wall_history(wall TEXT NOT NULL, subject TEXT NOT NULL, grp TEXT NOT NULL, vm_name TEXT NOT NULL, since_us INTEGER NOT NULL, PRIMARY KEY (subject, wall, grp)) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
     ON "_sqlite_migrations" ("migration_set", "name");
 CREATE UNIQUE INDEX "idx_returned_rank"

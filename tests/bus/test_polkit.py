@@ -345,6 +345,8 @@ def subprocess_output(*argv: str) -> str:
         ("Verify", "ba{sv}", [False, {}], "verify"),
         ("Verify", "ba{sv}", [True, {}], "repair"),
         ("Backup", "a{sv}", [{}], "backup"),
+        ("ListWalls", "", [], "verify"),
+        ("ClearWall", "ssa{sv}", ["banks", "uid:0", {}], "clear-walls"),
     ],
 )
 def test_everybody_else_needs_an_administrator(

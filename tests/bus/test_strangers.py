@@ -48,6 +48,8 @@ ARGUMENTS = {
     (MANAGER, "Backup"): ["@a{sv} {}"],
     (MANAGER, "Verify"): ["true", "@a{sv} {}"],
     (MANAGER, "Matrix"): ["@a{sv} {}"],
+    (MANAGER, "ListWalls"): [],
+    (MANAGER, "ClearWall"): ["'banks'", "'{name}'", "@a{sv} {}"],
     (VM, "Release"): ["@a{sv} {}"],
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
     (JOB, "Cancel"): ["@a{sv} {}"],

@@ -25,7 +25,7 @@ _LATER: Final = {
     f"org.svirt1.{name}" for name in ("manage-groups", "set-level", "share-host-wide", "enroll")
 }
 # What svirtd tells polkit of a request.
-_DETAILS: Final = {"vm", "files", "user", "owner", "account", "command", "group"}
+_DETAILS: Final = {"vm", "files", "user", "owner", "account", "command", "group", "wall"}
 
 
 def _actions() -> dict[str, ElementTree.Element]:

@@ -11,12 +11,14 @@ import pytest
 
 from svirtd import config
 from svirtd.config import Config
+from svirtd.core import walls
 from svirtd.errors import ConfigError
 from svirtd.host import kernel
 from tests.contract import sources
 
 _SAMPLE: Final = sources.UNITS / "svirtd.toml"
 _KEYS: Final = set(config._KEYS)
+_WALL: Final = "wall.NAME"
 # Without a default of their own: the loaded policy says. The sample shows the reference policy's.
 _FROM_POLICY: Final = {
     ("labels", "process-context"): kernel._PROCESS,
@@ -53,7 +55,7 @@ def _on_page() -> dict[tuple[str, str], Any]:
 def test_every_setting_has_a_key() -> None:
     """A field of Config that no key reaches could never be set."""
     settings = {field.name for cls in (Config, config.Limits) for field in fields(cls)}
-    assert {field for field, _ in config._KEYS.values()} == settings - {"limits"}
+    assert {field for field, _ in config._KEYS.values()} == settings - {"limits", "walls"}
 
 
 def test_sample_changes_nothing_as_it_is(tmp_path: Path) -> None:
@@ -74,11 +76,23 @@ def test_sample_shows_the_defaults(tmp_path: Path) -> None:
 
 
 def test_page_has_every_key() -> None:
-    assert set(_on_page()) == _KEYS
+    assert set(_on_page()) == _KEYS | {(_WALL, key) for key in walls._KEYS}
+
+
+def test_the_wall_of_the_sample_is_one(tmp_path: Path) -> None:
+    """Walls have names of the site's own: the sample shows one as an example, below prose."""
+    file = tmp_path / "svirtd.toml"
+    lines = re.findall(r"^#    (.*)$", _SAMPLE.read_text("utf-8"), re.M)
+    file.write_text("\n".join(one for one in lines if "_t" not in one), "utf-8")
+    (wall,) = config.load(str(file)).walls
+    assert wall.scope is walls.Scope.VM
 
 
 def test_page_shows_the_defaults() -> None:
     on_page = _on_page()
+    classes = on_page.pop((_WALL, "classes"), "")
+    assert classes is None
+    assert on_page.pop((_WALL, "scope")) == walls.Wall("x", ()).scope
     assert {key for key, value in on_page.items() if value is None} == set(_FROM_POLICY)
     sample = _flat(tomllib.loads(_uncommented()))
     assert {key: value for key, value in on_page.items() if value is not None} == {

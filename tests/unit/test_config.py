@@ -10,6 +10,7 @@ import pytest
 from svirtd import config
 from svirtd.config import Config, Limits
 from svirtd.core.mcs import parse_context
+from svirtd.core.walls import Scope, Wall
 from svirtd.errors import ConfigError
 
 BAD_CONFIGS: list[tuple[str, str, list[str]]] = [
@@ -51,6 +52,23 @@ BAD_CONFIGS: list[tuple[str, str, list[str]]] = [
     ("timeout text", "[launch]\nstop-timeout = '90s'\n", ["stop-timeout", "from 1 to 3600"]),
     ("limit", "[limits]\nvms = -1\n", ["[limits] vms", "-1", "from 1 to 10000000"]),
     ("limit infinite", "[limits]\nvms = inf\n", ["[limits] vms", "a whole number"]),
+    ("walls as value", "wall = 3\n", ["wall: expected sections", "[wall.NAME]"]),
+    ("wall as value", "[wall]\nx = 3\n", ["[wall.x] expected a section"]),
+    ("wall as list", "[[wall]]\nclasses = [['a'], ['b']]\n", ["[wall.NAME]"]),
+    ("wall's name", "[wall.'a b']\nclasses = [['a'], ['b']]\n", ["[wall.a b]", "1 to 32"]),
+    ("wall's key", "[wall.x]\nsides = []\n", ["[wall.x] sides", "unknown key", "classes, scope"]),
+    ("wall without", "[wall.x]\nscope = 'vm'\n", ["[wall.x] classes", "is not there"]),
+    ("wall of nothing", "[wall.x]\n", ["[wall.x] classes", "is not there"]),
+    ("one class", "[wall.x]\nclasses = [['a']]\n", ["[wall.x] classes", "two or more"]),
+    ("no list", "[wall.x]\nclasses = 'a'\n", ["[wall.x] classes", "two or more"]),
+    ("flat list", "[wall.x]\nclasses = ['a', 'b']\n", ["[wall.x] classes", "two or more"]),
+    ("empty class", "[wall.x]\nclasses = [['a'], []]\n", ["classes", "none of them empty"]),
+    ("in two classes", "[wall.x]\nclasses = [['a', 'b'], ['b']]\n", ["'b' is in two classes"]),
+    ("group twice", "[wall.x]\nclasses = [['a', 'a'], ['b']]\n", ["'a' is in a class twice"]),
+    ("group's name", "[wall.x]\nclasses = [['a'], ['-b']]\n", ["classes", "1 to 32", "'-b'"]),
+    ("group's type", "[wall.x]\nclasses = [['a'], [7]]\n", ["classes", "1 to 32", "not 7"]),
+    ("scope", "[wall.x]\nclasses = [['a'], ['b']]\nscope = 'user'\n", ["scope", '"owner"']),
+    ("scope's type", "[wall.x]\nscope = ['vm']\n", ["[wall.x] scope", '"vm"']),
     ("limit huge", f"[limits]\nvms = {'9' * 400}\n", ["[limits] vms", "a whole number"]),
 ]  # fmt: skip
 
@@ -147,6 +165,9 @@ pending-bytes-per-user = 14
 pending-fds-per-user = 15
 [polkit]
 dialog-timeout = 60
+[wall.banks]
+classes = [["bank-a", "bank-a.old"], ["bank-b"]]
+scope = "owner"
 """
 
 
@@ -175,6 +196,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         drift_interval_s=10,
         dialog_timeout_s=60,
         limits=Limits(*range(1, 16)),
+        walls=(Wall("banks", (("bank-a", "bank-a.old"), ("bank-b",)), Scope.OWNER),),
     )
     assert read.shape.private == tuple(range(1, 9))
     assert read.group_categories == {20}
@@ -193,6 +215,21 @@ def test_drop_ins_in_the_order_of_their_names_and_the_last_wins(file: Path) -> N
     assert config.load(str(file)).limits == Limits(vms=9, resources=1)
     (folder / "20.toml").write_text("[limits]\nvms = 'many'\n")
     with pytest.raises(ConfigError, match=r"svirtd\.toml\.d/20\.toml: \[limits\] vms: 'many'"):
+        config.load(str(file))
+
+
+def test_a_drop_in_changes_a_wall_key_by_key(file: Path) -> None:
+    folder = Path(f"{file}.d")
+    folder.mkdir()
+    file.write_text("[wall.b]\nclasses = [['a'], ['b']]\n[wall.a]\nclasses = [['x'], ['y']]\n")
+    (folder / "1.toml").write_text("[wall.b]\nscope = 'owner'\n")
+    (folder / "2.toml").write_text("[wall.a]\nclasses = [['x'], ['y'], ['z']]\n")
+    assert config.load(str(file)).walls == (
+        Wall("a", (("x",), ("y",), ("z",)), Scope.VM),
+        Wall("b", (("a",), ("b",)), Scope.OWNER),
+    )
+    (folder / "3.toml").write_text("[wall.a]\nclasses = [['x'], ['x']]\n")
+    with pytest.raises(ConfigError, match=r"3\.toml: \[wall\.a\] classes: .* in two classes"):
         config.load(str(file))
 
 
@@ -222,6 +259,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         drift_interval_s=new.drift_interval_s,
         dialog_timeout_s=new.dialog_timeout_s,
         limits=new.limits,
+        walls=new.walls,
     )
     assert set(waiting) == {f.name for f in fields(Config)} - {
         "relabel_from",
@@ -234,5 +272,6 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         "drift_interval_s",
         "dialog_timeout_s",
         "limits",
+        "walls",
     }
     assert config.reload_changes(old, old) == (old, [])
