@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from svirtd.book import pool, registry
+from svirtd.book import groups, pool, registry
 from svirtd.core import foreign
 from svirtd.core.model import VM, Caller, Finding, FindingKind, Process, State
 from svirtd.engine.authorize import Action
@@ -150,12 +150,18 @@ class Verify:
         if not self._doors.kernel.enabled():
             return []
         findings = []
+        # A container has many processes: one stands for what a foreign set keeps back.
+        told: set[str] = set()
         for process in await self._foreign.processes():
             categories = foreign.categories_of(process)
-            if categories and not frozenset(self._doors.shape.private) <= categories:
+            if process.context in told or not categories:
+                continue
+            if not frozenset(self._doors.shape.private) <= categories:
                 found = await self._process(process, categories)
                 if found is not None:
                     findings.append(found)
+                    if found.kind is FindingKind.FOREIGN:
+                        told.add(process.context)
         return findings
 
     async def _process(self, process: Process, categories: frozenset[int]) -> Finding | None:
@@ -169,11 +175,16 @@ class Verify:
             why = await self._why_not_its(vm, process)
             if why:
                 return _process_finding(FindingKind.CONFLICT, process, why, vm)
-        is_vm = doors.goals.of_process(process.context) is not None
         # A process that outlived its VM is told with the quarantine.
         ours = await doors.store.read(lambda db: pool.quarantined_ranks(db, ranks))
-        if owners or ours or not is_vm:
+        if owners or ours:
             return None
+        # What a group shares carries its category and nothing else: who has it, has that.
+        found = await doors.store.read(groups.everything)
+        names = [repr(one.name) for one in found if one.category in categories]
+        if names:
+            why = f"it has the category of group {', '.join(names)}, and is no member's"
+            return _process_finding(FindingKind.CONFLICT, process, why, None)
         return _process_finding(
             FindingKind.FOREIGN, process, "svirtd did not give this label", None
         )
@@ -232,6 +243,6 @@ def _process_finding(kind: FindingKind, process: Process, reason: str, vm: VM | 
         found=process.context,
         reason=reason,
         repair="nothing: end it where it was started"
-        if vm
+        if kind is FindingKind.CONFLICT
         else "nothing: it is somebody else's; its categories are not handed out while it runs",
     )

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""libvirt's VMs and podman's containers beside svirtd's: no set of one is within another's."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from svirtd.core.mcs import parse_categories
+from svirtd.host.bus import BusError
+from tests.guest.inside import others
+from tests.guest.inside.audit import Audit
+from tests.guest.inside.conftest import systemctl
+from tests.guest.inside.others import CONTAINER, Container, Domain
+from tests.guest.inside.test_f_drift import verify
+from tests.guest.inside.vms import Captive, categories, disk
+from tests.support import Client
+
+EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
+# Few enough that whoever draws meets what the others have; fewer libvirt refuses to draw from.
+SMALL: Final = "c0.c8"
+PAIRS: Final = frozenset(
+    frozenset(pair) for pair in itertools.combinations(sorted(parse_categories(SMALL)), 2)
+)
+DRAWS: Final = 200
+AT_ONCE: Final = 20
+
+
+def free(foreign: list[frozenset[int]]) -> set[frozenset[int]]:
+    """The pairs of the small pool that give nobody access to what is another's."""
+    return {pair for pair in PAIRS if not any(pair <= one or one <= pair for one in foreign)}
+
+
+def names() -> Iterator[str]:
+    return (f"vm{number}" for number in itertools.count())
+
+
+def acquire_all(client: Client, new: Iterator[str]) -> dict[str, frozenset[int]]:
+    """Acquire until there is nothing left; returns the VMs and their pairs."""
+    found: dict[str, frozenset[int]] = {}
+    while True:
+        name = next(new)
+        try:
+            client.call("Acquire", "saa{sv}a{sv}", name, [], {})
+        except BusError as error:
+            if error.name != EXHAUSTED:
+                raise
+            return found
+        found[name] = categories(client.properties(name)["ProcessContext"])
+
+
+def foreign_contexts(client: Client) -> set[str]:
+    return {one["found"] for one in verify(client) if one["kind"] == "foreign"}
+
+
+def test_every_pair_but_those_that_meet_a_foreign_set(
+    client: Client, audit: Audit, configure: Callable[[str], None]
+) -> None:
+    """A set of three has pairs within it, a single category is within pairs: both ways count."""
+    configure(f'[labels]\nprivate = "{SMALL}"\n')
+    systemctl("restart", "svirtd.service")
+    with others.libvirt_draws_from(SMALL):
+        there: list[Container | Domain] = []
+        try:
+            theirs = Domain("theirs")
+            there.append(theirs)
+            there += [Container("wide", "s0:c0.c2"), Container("narrow", "s0:c5")]
+            sets = [one.categories for one in there]
+            assert len(theirs.categories) == 2
+            assert theirs.categories in PAIRS
+            assert sets[1:] == [frozenset({0, 1, 2}), frozenset({5})]
+
+            new = names()
+            given = acquire_all(client, new)
+            assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
+            assert foreign_contexts(client) == {one.context for one in there}
+
+            # What a foreign process kept back is handed out when it is gone, and not before.
+            while there:
+                there.pop().end()
+                sets.pop()
+                more = acquire_all(client, new)
+                assert not set(more.values()) & set(given.values())
+                given |= more
+                assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
+            assert set(given.values()) == PAIRS
+            print(f"coexistence: {len(PAIRS)} pairs, all handed out once the others had gone")
+            # Its QEMU may have looked for who has started it.
+            audit.leave_out(theirs.context)
+        finally:
+            others.end(there)
+            for name in client.vms():
+                client.release(name)
+
+
+class Coming:
+    """Containers that come and go, as their owner pleases."""
+
+    def __init__(self) -> None:
+        self.seen: set[frozenset[int]] = set()
+        self.error: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+        self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            while not self._stop.is_set():
+                one = Container("coming")
+                self.seen.add(one.categories)
+                one.end()
+        except BaseException as error:  # noqa: BLE001 -- raised by stop()
+            self.error = error
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.error is not None:
+            raise self.error
+
+
+def test_many_draws_among_many_foreign_sets(client: Client, audit: Audit) -> None:
+    """The pools as they come, sets as libvirt and podman draw them from all categories."""
+    theirs = Domain("theirs")
+    there: list[Container | Domain] = [theirs, Container("a"), Container("b")]
+    coming = Coming()
+    drawn: list[frozenset[int]] = []
+    try:
+        while len(drawn) < DRAWS:
+            some = [f"vm{number}" for number in range(AT_ONCE)]
+            for name in some:
+                client.call("Acquire", "saa{sv}a{sv}", name, [], {})
+                drawn.append(categories(client.properties(name)["ProcessContext"]))
+            for name in some:
+                client.release(name)
+    finally:
+        coming.stop()
+        try:
+            for pair in drawn:
+                assert not [one for one in there if pair <= one.categories]
+                assert not [one for one in there if one.categories <= pair]
+            assert foreign_contexts(client) == {one.context for one in there}
+        finally:
+            others.end(there)
+            audit.leave_out(theirs.context)
+    assert len(set(drawn)) == DRAWS
+    assert coming.seen
+    assert not coming.seen & set(drawn)
+    print(f"coexistence: {DRAWS} draws, {len(coming.seen)} containers came and went meanwhile")
+
+
+@pytest.mark.parametrize("more", ["", ",c900"], ids=["the same", "more"])
+def test_a_container_that_takes_a_running_vms_set(client: Client, more: str) -> None:
+    """Who asks nobody cannot be refused: the conflict is found, with both names."""
+    vm = Captive(client, "a", disk("a"))
+    level = vm.context.split(":", 3)[3]
+    container = Container("taker", f"{level}{more}")
+    try:
+        (finding,) = verify(client)
+        assert (finding["kind"], finding["vm"]) == ("conflict", "a")
+        assert finding["path"] == f"/proc/{container.pid}"
+        assert finding["found"].startswith(f"{CONTAINER}:")
+        assert "VM 'a'" in finding["reason"]
+    finally:
+        container.end()
+    assert verify(client) == []
+    vm.end()
