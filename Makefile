@@ -23,6 +23,8 @@ INSTALL ?= install
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 
 module := build/policy/svirtd.pp
+# The same for policies with levels (MLS), where a range goes up to the highest.
+module_mls := build/policy-mls/svirtd.pp
 vendor := build/vendor/.stamp
 deb := build/svirtd_$(VERSION)_all.deb
 modules := $(sort $(shell find svirtd -name '*.py'))
@@ -31,7 +33,7 @@ fill = sed -e 's|@libdir@|$(libdir)|g' -e 's|@bindir@|$(bindir)|g' -e 's|@datadi
 
 .PHONY: all policy vendor install deb clean
 all: policy vendor
-policy: $(module)
+policy: $(module) $(module_mls)
 vendor: $(vendor)
 deb: $(deb)
 
@@ -40,6 +42,11 @@ $(module): policy/svirtd.te policy/svirtd.if policy/svirtd.fc
 	mkdir -p build/policy
 	cp $^ build/policy
 	$(MAKE) -C build/policy -f $(policymakefile) svirtd.pp
+
+$(module_mls): policy/svirtd.te policy/svirtd.if policy/svirtd.fc
+	mkdir -p build/policy-mls
+	cp $^ build/policy-mls
+	$(MAKE) -C build/policy-mls -f $(policymakefile) NAME=mls TYPE=mls svirtd.pp
 
 $(vendor): packaging/requirements.txt
 	rm -rf build/vendor
@@ -68,6 +75,7 @@ install: all
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/polkit-1/actions dbus/org.svirt1.policy
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/polkit-1/rules.d dbus/org.svirt1.rules
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module) policy/svirtd_class.cil
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages/mls $(module_mls)
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/devel/include/contrib policy/svirtd.if
 	for page in man/*.[0-9]; do \
 		$(INSTALL) -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; \

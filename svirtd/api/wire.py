@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from svirtd.core import goals
 from svirtd.core.goals import BUILT_INS, Goal, Goals
+from svirtd.core.levels import parse_sensitivities
 from svirtd.core.model import (
     Access,
     Command,
@@ -56,6 +57,7 @@ _RESOURCE: Final[Mapping[str, str]] = {
     "access": "s",
     "format": "s",
     "group": "s",
+    "level": "s",
     "backing": "s",
     "recursive": "b",
 }
@@ -66,6 +68,7 @@ _ACQUIRE: Final[Mapping[str, str]] = {
     "lifetime": "s",
     "override": "as",
     "groups": "as",
+    "level": "s",
 }
 _LAUNCH: Final[Mapping[str, str]] = {
     **_ACQUIRE,
@@ -170,6 +173,7 @@ def _request(
         lifetime=_LIFETIMES[lifetime],
         overrides=_overrides(given.get("override", ())),
         groups=_groups(given.get("groups", ())),
+        level=_level("options", given.get("level", "")),
     )
 
 
@@ -187,6 +191,17 @@ def _groups(names: Sequence[str]) -> tuple[str, ...]:
         if check_group_name(name) in names[:number]:
             raise InvalidArgs(f"options: groups names {shown(name)} twice")
     return tuple(names)
+
+
+def _level(what: str, text: str, *, ranges: bool = True) -> str:
+    if text:
+        try:
+            found = parse_sensitivities(text)
+        except ValueError as error:
+            raise InvalidArgs(f"{what}: level: {error}") from None
+        if not ranges and found.low != found.high:
+            raise InvalidArgs(f"{what}: level {text!r} is a range; only a VM has one, expected sN")
+    return text
 
 
 def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> ResourceRequest:
@@ -219,7 +234,10 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
     if group and access not in (Access.GROUP, Access.READONLY):
         raise InvalidArgs(f"{what}: 'group' goes with access 'group' or 'readonly', not {access!r}")
     return ResourceRequest(
-        None if path is None else _path(what, path), fd, _ACCESSES[access], Terms(group=group)
+        None if path is None else _path(what, path),
+        fd,
+        _ACCESSES[access],
+        Terms(group=group, level=_level(what, given.get("level", ""), ranges=False)),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from svirtd.core.levels import reads_down
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Access, Contexts, Hold
 from svirtd.core.separation import Ask, Decision
@@ -79,7 +80,7 @@ def row(
         label = parse_context(holds[0].label)
         decisions = [ask(me, label, kind) for kind in _FILES]
         uses = [_uses(one, _OF_FILES) for one in decisions]
-        cell = _cell(vm, holds[0].path, _granted(vm, holds), uses, is_vm=False)
+        cell = _cell(vm, holds[0].path, _granted(vm, me, holds), uses, is_vm=False)
         # Everybody who holds it has it as the group's, or nobody.
         yield replace(cell, identity=str(holds[0].identity), group=holds[0].group)
     for other in others:
@@ -107,11 +108,12 @@ def algebra(contexts: Contexts, image_types: Iterable[str] = ()) -> Ask:
     return ask
 
 
-def _granted(vm: VM, holds: Sequence[Hold]) -> frozenset[str]:
+def _granted(vm: VM, me: Context, holds: Sequence[Hold]) -> frozenset[str]:
     for hold in holds:
         if hold.access is Access.PUBLIC:
-            # Held so by one VM it is open to every VM of the host: the design's label algebra.
-            return _READER
+            # Held so by one VM it is open to every VM of the host, by the design's label algebra,
+            # if the level of that VM dominates its own.
+            return _READER if reads_down(me.range, parse_context(hold.label).range) else frozenset()
         if hold.group and hold.group in vm.groups:
             # What a group has is granted to each of its members, whoever of them holds it: the
             # kernel asks for the group's category, and no book.

@@ -206,6 +206,10 @@ class Context:
         """Return this context with another type."""
         return replace(self, type=new_type)
 
+    def with_range(self, new_range: Range) -> "Context":
+        """Return this context with another range."""
+        return replace(self, range=new_range)
+
     def with_categories(self, cats: Categories) -> "Context":
         """Return this context with a single level: the low sensitivity and exactly `cats`."""
         level = Level(self.range.low.sensitivity, cats)

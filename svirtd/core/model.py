@@ -275,7 +275,8 @@ class Contexts:
 class Standing:
     """What the kernel does with labels, by which policy, and what that policy fails to do.
 
-    `asks`: the policy knows svirtd's class, so it is asked about callers.
+    `asks`: the policy knows svirtd's class, so it is asked about callers. `levels`: it has more
+    than one sensitivity (MLS), and VMs of different ones are kept apart by them.
     """
 
     mode: Mode
@@ -283,6 +284,7 @@ class Standing:
     policies_loaded: int
     problem: str
     asks: bool = False
+    levels: bool = False
 
     @property
     def enforced(self) -> bool:

@@ -23,6 +23,9 @@ _OTHERS_IMAGE: Final = ("open", "read", "write", "append", "setattr", "unlink", 
 _OTHERS_CONTENT: Final = ("open", "read")
 _CONTENT_OF_ALL: Final = ("write", "append")
 _OTHERS_PROCESS: Final = ("signal", "sigkill", "sigstop", "ptrace", "transition", "dyntransition")
+# Not bound by levels in the reference policy: whoever opens a file reads, writes or appends to it,
+# and the kernel asks for that as well, by the same call. Categories bind it, too.
+_UNBOUND_BY_LEVELS: Final = frozenset({"open"})
 # One that could relabel would give its disk, or itself, to whom it likes.
 _LABELS: Final = ("relabelfrom", "relabelto")
 
@@ -40,20 +43,28 @@ Ask = Callable[[Context, Context, str], Decision]
 
 
 def problems(
-    contexts: Contexts, mine: frozenset[int], others: frozenset[int], ask: Ask
+    contexts: Contexts,
+    mine: frozenset[int],
+    others: frozenset[int],
+    ask: Ask,
+    *,
+    levels: bool = False,
 ) -> list[str]:
     """Return what of the policy breaks the isolation of two VMs, a sentence each; none is good.
 
     `mine` and `others` are private sets; such as share all but one category make the hardest case.
-    `ask` returns what the loaded policy decides for subject, object and class.
+    `ask` returns what the loaded policy decides for subject, object and class. `levels`: that
+    policy keeps VMs apart by levels, of which categories are a part (MLS), not by categories alone.
     """
+    others_image = _bound(_OTHERS_IMAGE, levels=levels)
+    others_content = _bound(_OTHERS_CONTENT, levels=levels)
     me = contexts.process.with_categories(mine)
     return [
         *_permissive(me, ask),
         *_unusable(me, contexts.image.with_categories(mine), _OWN_IMAGE, ask),
         *_unusable(me, contexts.content.with_categories(mine), _OWN_CONTENT, ask),
-        *_open(me, contexts.image.with_categories(others), "file", _OTHERS_IMAGE, ask),
-        *_open(me, contexts.content.with_categories(others), "file", _OTHERS_CONTENT, ask),
+        *_open(me, contexts.image.with_categories(others), "file", others_image, ask),
+        *_open(me, contexts.content.with_categories(others), "file", others_content, ask),
         *_open(me, contexts.content.with_categories(frozenset()), "file", _CONTENT_OF_ALL, ask),
         *_open(me, contexts.process.with_categories(others), "process", _OTHERS_PROCESS, ask),
         *_open(me, contexts.image.with_categories(mine), "file", _LABELS, ask),
@@ -61,16 +72,23 @@ def problems(
 
 
 def between(
-    contexts: Contexts, base: Contexts, mine: frozenset[int], others: frozenset[int], ask: Ask
+    contexts: Contexts,
+    base: Contexts,
+    mine: frozenset[int],
+    others: frozenset[int],
+    ask: Ask,
+    *,
+    levels: bool = False,
 ) -> list[str]:
     """Return what of the policy breaks the isolation of a VM with these contexts from one with the
-    base contexts, in either direction; none is good.
+    base contexts, in either direction; none is good. `levels` as in problems().
     """
+    others_image = _bound(_OTHERS_IMAGE, levels=levels)
     me, it = contexts.process.with_categories(mine), base.process.with_categories(others)
     return [
-        *_open(me, base.image.with_categories(others), "file", _OTHERS_IMAGE, ask),
+        *_open(me, base.image.with_categories(others), "file", others_image, ask),
         *_open(me, it, "process", _OTHERS_PROCESS, ask),
-        *_open(it, contexts.image.with_categories(mine), "file", _OTHERS_IMAGE, ask),
+        *_open(it, contexts.image.with_categories(mine), "file", others_image, ask),
         *_open(it, me, "process", _OTHERS_PROCESS, ask),
     ]
 
@@ -95,6 +113,10 @@ def blind_spots(daemon: Context, contexts: Contexts, mine: frozenset[int], ask: 
                 "it may, svirtd_image()"
             )
     return found
+
+
+def _bound(permissions: Iterable[str], *, levels: bool) -> list[str]:
+    return [one for one in permissions if not levels or one not in _UNBOUND_BY_LEVELS]
 
 
 def _permissive(me: Context, ask: Ask) -> Iterator[str]:

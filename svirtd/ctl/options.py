@@ -88,6 +88,12 @@ def request_options(function: _F) -> _F:
             help="What the labels must achieve; isolated is the default.",
         ),
         click.option(
+            "--level",
+            metavar="sN[-sM]",
+            callback=parsed(arguments.carried),
+            help="Sensitivity of the VM, where the policy has levels; s0 is the default.",
+        ),
+        click.option(
             "--uuid",
             metavar="UUID",
             callback=parsed(arguments.carried),

@@ -18,6 +18,7 @@ class Options:
 
     uuid: str | None = None
     goal: str | None = None
+    level: str | None = None
     persistent: bool = False
     lifetime: Lifetime | None = None
     overrides: Sequence[str] = ()
@@ -32,6 +33,7 @@ class Options:
         texts = {
             "uuid": self.uuid,
             "goal": self.goal,
+            "level": self.level,
             "lifetime": self.lifetime and self.lifetime.value,
             "user": self.user,
             "working-directory": self.working_directory,

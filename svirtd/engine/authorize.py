@@ -36,6 +36,7 @@ class Action(enum.Enum):
     CONNECT = "connect to VMs of other users"
     USE_ANY_FILE = "use files that are not yours"
     RUN_AS_USER = "run VMs as another user"
+    SET_LEVEL = "choose the level of VMs and files"
     VERIFY = "compare the book with the host"
     REPAIR = "have labels put back"
     CANCEL = "cancel jobs of other users"
@@ -58,6 +59,7 @@ _PERMISSIONS: Final[Mapping[Action, str]] = {
     Action.CONNECT: "connect",
     Action.USE_ANY_FILE: "override",
     Action.RUN_AS_USER: "launch",
+    Action.SET_LEVEL: "levels",
     Action.VERIFY: "verify",
     Action.REPAIR: "repair",
     Action.CANCEL: "verify",
@@ -75,6 +77,7 @@ POLKIT: Final[Mapping[Action, str]] = {
     Action.CANCEL: "org.svirt1.manage-others",
     Action.USE_ANY_FILE: "org.svirt1.use-any-file",
     Action.RUN_AS_USER: "org.svirt1.run-as-user",
+    Action.SET_LEVEL: "org.svirt1.set-level",
     Action.VERIFY: "org.svirt1.verify",
     Action.REPAIR: "org.svirt1.repair",
     Action.BACKUP: "org.svirt1.backup",
@@ -97,8 +100,9 @@ _SHOWN: Final = 8
 class About:
     """What a request is about, for whoever is asked to authenticate: as it is, whatever is in it.
 
-    `account` is the user that a VM is to run as, and `command` what it is to run; `wall` is one
-    whose history of `vm` is to be forgotten.
+    `account` is the user that a VM is to run as, `command` what it is to run, and `level` the
+    sensitivities that it and its files are to have; `wall` is one whose history of `vm` is to be
+    forgotten.
     """
 
     vm: str = ""
@@ -106,6 +110,7 @@ class About:
     account: str = ""
     command: Sequence[str] = ()
     wall: str = ""
+    level: str = ""
 
 
 def sees(caller: Caller, vm: VM) -> bool:
@@ -194,6 +199,7 @@ class Authority:
             "account": shown_to_judge(about.account) if about.account else "",
             "command": _listed(about.command),
             "wall": shown_to_judge(about.wall) if about.wall else "",
+            "level": shown_to_judge(about.level) if about.level else "",
             "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
         }
         if action in MESSAGES:

@@ -12,7 +12,7 @@ from typing import Protocol
 from svirtd.book import groups as group_rows
 from svirtd.book import registry
 from svirtd.book.connection import Database
-from svirtd.core import foreign, goals
+from svirtd.core import foreign, goals, levels
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group, over, refuse_member, refuse_second_writer
 from svirtd.core.mcs import format_categories, parse_context
@@ -24,7 +24,7 @@ from svirtd.engine import walls
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.quotas import refuse_too_many
-from svirtd.errors import Drift, NoSuchGroup, VMExists
+from svirtd.errors import Drift, NoSuchGroup, NotSupported, VMExists
 
 OtherSets = frozenset[frozenset[int]]
 
@@ -65,6 +65,12 @@ def decide(
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     writes = goal.writes_images(doors.contexts)
     members = _groups(db, doors, caller, request, known, others, writes=writes)
+    if members and doors.enforcement.levels:
+        raise NotSupported(
+            "groups: the loaded policy has levels (MLS), and under it a VM writes only what is at "
+            "exactly its own level, categories included; with that of a group it could not write "
+            "its own disk. Share with access 'public', at a level that each of the VMs dominates"
+        )
     if known is None:
         rank = draw(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
@@ -76,7 +82,9 @@ def decide(
     walls.refuse(db, doors, vm)
     asker = Asker(caller.uid, request.overrides)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
-    return known, vm, plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
+    decided = plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
+    process = parse_context(vm.process_context)
+    return known, vm, levels.placed(decided, process, enforced=doors.enforcement.levels)
 
 
 def _vm(
@@ -87,8 +95,12 @@ def _vm(
     rank: int,
     sets: Sets,
 ) -> VM:
-    process = goals.process_context(contexts, sets.pair, frozenset(sets.groups.values()))
-    image = goals.resource_context(contexts, Access.EXCLUSIVE, sets.pair)
+    process = levels.at(
+        goals.process_context(contexts, sets.pair, frozenset(sets.groups.values())),
+        levels.asked(request.level, contexts.process),
+    )
+    own = goals.resource_context(contexts, Access.EXCLUSIVE, sets.pair)
+    image = levels.beside(own, process)
     if known is None:
         return VM(
             id=secrets.token_hex(8),

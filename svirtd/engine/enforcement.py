@@ -9,8 +9,9 @@ import asyncio
 from typing import Final
 
 from svirtd.config import Config
-from svirtd.core import goal_policy, separation
+from svirtd.core import goal_policy, levels, separation
 from svirtd.core.goals import Goal, Network
+from svirtd.core.levels import Sensitivities
 from svirtd.core.model import Contexts, Mode, Standing
 from svirtd.engine.events import Events
 from svirtd.engine.object_manager import CLASS
@@ -59,6 +60,7 @@ class Enforcement:
         spare = next(number for number in range(len(self._mine) + 1) if number not in self._mine)
         self._others = self._mine - {max(self._mine)} | {spare}
         self._seen: Status | None = None
+        self._levels = False
         # What is wrong with goals under the policy that was seen last.
         self._problems: dict[Goal, str] = {}
         self._standing = Standing(Mode.DISABLED, "", 0, "")
@@ -68,15 +70,22 @@ class Enforcement:
         status = self._kernel.status()
         if status != self._seen:
             self._problems.clear()
+            self._levels = status.mode is not Mode.DISABLED and self._has_levels()
             self._standing = Standing(
                 status.mode,
                 self._kernel.policy_name(),
                 status.policies_loaded,
                 self._problem(status.mode, self._contexts),
                 self._kernel.has_class(CLASS),
+                self._levels,
             )
             self._seen = status
         return self._standing
+
+    @property
+    def levels(self) -> bool:
+        """Whether the policy had levels when it was looked at last. For every thread."""
+        return self._levels
 
     def check_start(self) -> None:
         """Raise StartError where svirtd may not serve.
@@ -146,6 +155,16 @@ class Enforcement:
             events.enforcement(before, after)
             before = after
 
+    def _has_levels(self) -> bool:
+        """Say whether the policy knows a sensitivity above the one that VMs have by default."""
+        process = self._contexts.process.with_categories(self._mine)
+        above = levels.default(process).high + 1
+        try:
+            self._kernel.check_context(str(levels.at(process, Sensitivities(above, above))))
+        except LabelRefused:
+            return False
+        return True
+
     def _problem(self, mode: Mode, contexts: Contexts, goal: Goal | None = None) -> str:
         """Say what is wrong with the loaded policy, empty if nothing is."""
         if mode is Mode.DISABLED:
@@ -154,9 +173,12 @@ class Enforcement:
             for context in (contexts.process, contexts.image, contexts.content):
                 self._kernel.check_context(str(context.with_categories(self._mine)))
             ask, own = self._kernel.decide, self._kernel.own_context()
-            found = separation.problems(contexts, self._mine, self._others, ask)
+            mine, others, by_levels = self._mine, self._others, self._levels
+            found = separation.problems(contexts, mine, others, ask, levels=by_levels)
             if goal is not None:
-                found += separation.between(contexts, self._contexts, self._mine, self._others, ask)
+                found += separation.between(
+                    contexts, self._contexts, mine, others, ask, levels=by_levels
+                )
                 found += self._broken_promises(goal, contexts)
             if own is not None:
                 found += separation.blind_spots(own, contexts, self._mine, ask)

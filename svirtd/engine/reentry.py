@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 
 from svirtd.book import registry
-from svirtd.core import goals
+from svirtd.core import goals, levels
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import format_categories
 from svirtd.core.model import (
@@ -104,6 +104,7 @@ class Reentry:
         pair = doors.shape.categories_of(claim.rank)
         folders = f"{doors.config.runtime_directory}/vm"
         id_ = id_of(details.environment, folders)
+        image = goals.resource_context(self._contexts(details), Access.EXCLUSIVE, pair)
         return VM(
             id=id_ or secrets.token_hex(8),
             name=name,
@@ -115,9 +116,7 @@ class Reentry:
             rank=claim.rank,
             categories=format_categories(pair),
             process_context=details.state.context,
-            image_context=str(
-                goals.resource_context(self._contexts(details), Access.EXCLUSIVE, pair)
-            ),
+            image_context=str(levels.beside(image, claim.context)),
             unit=details.state.name,
             main_pid=details.state.main_pid,
             runtime_dir=f"{folders}/{id_}" if id_ else "",

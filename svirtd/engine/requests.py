@@ -16,7 +16,7 @@ from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request, State
 from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
-from svirtd.engine import entries, goals
+from svirtd.engine import entries, goals, levels
 from svirtd.engine.again import until_done
 from svirtd.engine.authorize import About, Action, refuse_settings
 from svirtd.engine.departures import Departures
@@ -71,6 +71,7 @@ class Requests:
         await self._may(caller, Action.LABEL, request)
         goal = self._doors.goals.named(request.goal)
         goals.refuse_to_acquire(goal)
+        await self._may_choose_level(caller, request)
         async with (
             self._openings.lifted(caller, request) as held,
             self._operations.names.hold(request.name),
@@ -88,6 +89,7 @@ class Requests:
     async def launch(self, caller: Caller, request: Request, command: Command) -> VM:
         """Label the resources, then have systemd start the command under the label."""
         await self._may(caller, Action.LAUNCH, request)
+        await self._may_choose_level(caller, request)
         refuse_settings(caller, command)
         account = await self._doors.in_file_thread(runtime.account, command.user, caller.uid)
         if account.uid != caller.uid:
@@ -126,6 +128,7 @@ class Requests:
         """Say what acquire would do with this request, resource by resource; change nothing."""
         await self._may(caller, Action.PLAN, request)
         goal = self._doors.goals.named(request.goal)
+        await self._may_choose_level(caller, request)
         self._refuse_too_many(request)
         async with self._openings.lifted(caller, request) as held:
             opened = await self._openings.open(caller, request, held)
@@ -163,6 +166,13 @@ class Requests:
     ) -> None:
         about = About(request.name, [one.named for one in request.resources], user, command)
         await self._doors.authority.authorize(caller, action, about=about)
+
+    async def _may_choose_level(self, caller: Caller, request: Request) -> None:
+        chosen = levels.chosen(self._doors, request)
+        if chosen:
+            files = [one.named for one in request.resources]
+            about = About(request.name, files, level=chosen)
+            await self._doors.authority.authorize(caller, Action.SET_LEVEL, about=about)
 
     @contextlib.asynccontextmanager
     async def _owned(

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from svirtd.book.pool import Suspect
+from svirtd.core import levels
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, Step
 from svirtd.engine import apply
@@ -39,11 +40,11 @@ async def guesses(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str 
 def _look(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str | None]:
     if not doors.kernel.enabled():
         return {hold.identity: None for hold in holds}
-    found = {hold.identity: doors.kernel.default_label(hold.path, _kind(hold)) for hold in holds}
+    found = [(hold, doors.kernel.default_label(hold.path, _kind(hold))) for hold in holds]
     allowed = doors.rules.relabel_from
     return {
-        identity: label
-        for identity, label in found.items()
+        hold.identity: levels.not_below(label, hold.label)
+        for hold, label in found
         if label is not None and parse_context(label).type in allowed
     }
 

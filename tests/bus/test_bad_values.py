@@ -39,6 +39,9 @@ def test_names(daemon: Daemon, client: Client, tmp_path: Path, name: str) -> Non
             assert_refused(refused, "org.svirt1.Error.NoSuchVM", "no VM is named")
 
 
+LABEL = "org.svirt1.Error.LabelRefused"
+
+
 def v(signature: str, value: Any) -> Variant:
     return Variant(signature, value)
 
@@ -50,7 +53,13 @@ BAD_OPTIONS: list[tuple[str, dict[str, Variant], str, str]] = [
     ("groups", {"groups": v("as", ["g", "no group"])}, INVALID, "not a group name"),
     ("groups twice", {"groups": v("as", ["g", "h", "g"])}, INVALID, "names 'g' twice"),
     ("groups type", {"groups": v("s", "g")}, INVALID, "'groups' has type 's'"),
-    ("level", {"level": v("s", "s0:c1")}, INVALID, "unknown key 'level'"),
+    ("level type", {"level": v("u", 0)}, INVALID, "'level' has type 'u'"),
+    ("level", {"level": v("s", "secret")}, INVALID, "bad level 'secret': expected sN"),
+    ("level long", {"level": v("s", "s" * 100_000)}, INVALID, "bad level"),
+    ("level of categories", {"level": v("s", "s0:c1")}, INVALID, "names categories, which svirtd"),
+    ("level backwards", {"level": v("s", "s3-s1")}, INVALID, "does not dominate"),
+    ("level here", {"level": v("s", "s1")}, LABEL, "level s1: this kernel has no SELinux"),
+    ("range here", {"level": v("s", "s0-s1")}, LABEL, "level s0-s1: this kernel has no SELinux"),
     ("context", {"context": v("s", "a:b:c:s0")}, INVALID, "unknown key 'context'"),
     ("uuid type", {"uuid": v("u", 1)}, INVALID, "'uuid' has type 'u', expected 's'"),
     ("uuid form", {"uuid": v("s", "1234")}, INVALID, "is not a UUID"),
@@ -152,6 +161,10 @@ BAD_RESOURCES: list[tuple[str, dict[str, Variant], str, str]] = [
     ("group access", {"path": v("s", PATH), "access": v("s", "group")}, INVALID, "needs 'group'"),
     ("host-shared", {"path": v("s", PATH), "access": v("s", "host-shared")}, UNSUPPORTED, "host-"),
     ("group key", {"path": v("s", PATH), "group": v("s", "g")}, INVALID, "goes with access"),
+    ("level long", {"path": v("s", PATH), "level": v("s", "s" * 9999)}, INVALID, "bad level 'sss"),
+    ("level of more", {"path": v("s", PATH), "level": v("s", "s0:c1")}, INVALID, "names cat"),
+    ("level range", {"path": v("s", PATH), "level": v("s", "s0-s1")}, INVALID, "only a VM has one"),
+    ("level here", {"path": v("s", PATH), "level": v("s", "s1")}, LABEL, "resource 1: level s1"),
     ("backing", {"path": v("s", PATH), "backing": v("s", "public")}, UNSUPPORTED, "'backing'"),
     ("qcow2", {"path": v("s", PATH), "format": v("s", "qcow2")}, UNSUPPORTED, "format 'qcow2'"),
     ("format long", {"path": v("s", PATH), "format": v("s", "q" * 9999)}, UNSUPPORTED, "format"),

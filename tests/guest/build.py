@@ -22,7 +22,8 @@ from typing import Final
 REPO: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = REPO / ".cache" / "guest"
 _INSIDE: Final = Path(__file__).parent / "inside"
-_CALLERS: Final = "guest_callers.te"
+# The tests' own module for each policy.
+_CALLERS: Final = {"default": "guest_callers.te", "mls": "guest_levels.cil"}
 _UNITS: Final = ("guest-run.service", "guest-cuts.target")
 _IMAGE_BYTES: Final = 4 << 30
 _APT_TIMEOUT_S: Final = 900
@@ -55,7 +56,10 @@ _MASKED: Final = (
         "getty@tty1.service",
     ),
 )
-_FILE_CONTEXTS: Final = "/etc/selinux/default/contexts/files/file_contexts"
+# What is made for the default policy, with categories alone (MCS).
+_DEFAULT: Final = "default"
+# What the guests of other policies do without.
+_OF_DEFAULT: Final = ("libvirt-daemon-system", "libvirt-clients", "python3-libvirt")
 
 
 class BuildError(Exception):
@@ -67,6 +71,7 @@ class Guest:
     """What it takes to boot: the image, the kernel, and the tree whose QEMU runs it."""
 
     suite: str
+    """With the name of its policy if that is another than the default."""
     image: Path
     kernel: Path
     tree: Path
@@ -104,24 +109,29 @@ def _make(*arguments: str) -> None:
 
 
 def guest(suite: str = "trixie") -> Guest:
-    """Build the guest of a Debian suite with the package in it, or what of it is missing."""
+    """Build the guest of a Debian suite with the package in it, or what of it is missing.
+
+    `SUITE-mls` is one that has the policy with levels instead of the default one.
+    """
     with _alone():
         return _guest(suite)
 
 
 def _guest(suite: str) -> Guest:
     newest = _tree_of("trixie")
+    policy = _policy_of(suite)
     tree = newest if suite == "trixie" else _tree_of(suite)
     deb = _package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
-    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", _CALLERS, *_UNITS)]
+    made_of += [(_INSIDE / name).read_bytes() for name in ("boot", _CALLERS[policy], *_UNITS)]
     image = _kept("image", made_of, f"-{suite}.ext4")
     if not image.exists():
         with copy_of(tree) as work:
+            _choose(work, policy)
             install(work, deb)
-            _load_callers(work)
-            _configure(work)
-            _label(work)
+            _load_callers(work, policy)
+            _configure(work, policy)
+            _label(work, policy)
             part = image.with_suffix(".part")
             part.unlink(missing_ok=True)
             # No journal: every run starts from this image and throws its own changes away.
@@ -139,7 +149,11 @@ def tree_of(suite: str) -> Path:
 
 
 def _tree_of(suite: str) -> Path:
+    policy = _policy_of(suite)
     wanted = (*_GUEST, *_ON.get(suite, ()))
+    if policy != _DEFAULT:
+        wanted = tuple(one for one in wanted if one not in _OF_DEFAULT)
+        wanted = tuple(one.replace(f"-policy-{_DEFAULT}", f"-policy-{policy}") for one in wanted)
     tree = _kept("tree", [suite.encode(), *(name.encode() for name in wanted)], f"-{suite}")
     if not tree.exists():
         part = tree.with_name(f"{tree.name}.part")
@@ -150,12 +164,16 @@ def _tree_of(suite: str) -> Path:
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
                 *("--components=main", *options, f"--include={','.join(wanted)}"),
-                *(suite, part, _mirror()),
+                *(suite.partition("-")[0], part, _mirror()),
             ],
             timeout_s=_APT_TIMEOUT_S,
         )
         part.rename(tree)
     return tree
+
+
+def _policy_of(suite: str) -> str:
+    return suite.partition("-")[2] or _DEFAULT
 
 
 def _mirror() -> str:
@@ -184,16 +202,29 @@ def install(tree: Path, deb: Path) -> None:
     (tree / "root" / deb.name).unlink()
 
 
-def _load_callers(tree: Path) -> None:
+def _choose(tree: Path, policy: str) -> None:
+    """Have this policy enforced, before the package comes and loads its modules into it."""
+    config = tree / "etc/selinux/config"
+    lines = config.read_text("utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("SELINUX=", "SELINUXTYPE="))]
+    chosen = ["SELINUX=enforcing", f"SELINUXTYPE={policy}"]
+    config.write_text("\n".join([*chosen, *kept, ""]), "utf-8")
+
+
+def _load_callers(tree: Path, policy: str) -> None:
     """Load the tests' own policy module, which takes far longer in the guest."""
+    source = _INSIDE / _CALLERS[policy]
     with tempfile.TemporaryDirectory() as folder:
-        for part in (_INSIDE / _CALLERS, *REPO.glob("policy/svirtd.*")):
-            shutil.copy(part, folder)
-        compiled = _CALLERS.replace(".te", ".pp")
-        run(["make", "-s", "-C", folder, "-f", "/usr/share/selinux/devel/Makefile", compiled])
-        shutil.copy(Path(folder) / compiled, tree / "root" / compiled)
-    chroot(tree, "semodule", "-n", "-s", "default", "-i", f"/root/{compiled}")
-    (tree / "root" / compiled).unlink()
+        module = source
+        if source.suffix == ".te":
+            for part in (source, *REPO.glob("policy/svirtd.*")):
+                shutil.copy(part, folder)
+            module = Path(folder) / source.with_suffix(".pp").name
+            makefile = "/usr/share/selinux/devel/Makefile"
+            run(["make", "-s", "-C", folder, "-f", makefile, module.name])
+        shutil.copy(module, tree / "root" / module.name)
+    chroot(tree, "semodule", "-n", "-s", policy, "-i", f"/root/{module.name}")
+    (tree / "root" / module.name).unlink()
 
 
 def chroot(tree: Path, *command: str) -> str:
@@ -203,21 +234,26 @@ def chroot(tree: Path, *command: str) -> str:
     return run(["unshare", "--mount", "sh", "-c", inside, str(tree), *command])
 
 
-def _configure(tree: Path) -> None:
+def _configure(tree: Path, policy: str) -> None:
     files = {
         "etc/hostname": "guest\n",
         "etc/hosts": "127.0.0.1 localhost guest\n",
         "etc/fstab": "",
         "etc/machine-id": f"{hashlib.md5(tree.name.encode(), usedforsecurity=False).hexdigest()}\n",
-        "etc/libvirt/qemu.conf": 'security_driver = "selinux"\nnamespaces = []\n',
     }
+    if policy == _DEFAULT:
+        files["etc/libvirt/qemu.conf"] = 'security_driver = "selinux"\nnamespaces = []\n'
+    else:
+        # As an administrator of every level.
+        drop_in = "etc/systemd/system/guest-run.service.d/levels.conf"
+        (tree / drop_in).parent.mkdir(parents=True)
+        files[drop_in] = (
+            "[Service]\nSELinuxContext=unconfined_u:unconfined_r:unconfined_t:s0-s15:c0.c1023\n"
+        )
     for name, text in files.items():
         (tree / name).write_text(text, "utf-8")
     for name in ("etc/resolv.conf", ".autorelabel"):
         (tree / name).unlink(missing_ok=True)
-    config = tree / "etc/selinux/config"
-    lines = [line for line in config.read_text("utf-8").splitlines() if "SELINUX=" not in line]
-    config.write_text("\n".join(["SELINUX=enforcing", *lines, ""]), "utf-8")
     program = tree / "usr/local/lib/guest-run/boot"
     program.parent.mkdir()
     shutil.copy(_INSIDE / "boot", program)
@@ -227,10 +263,11 @@ def _configure(tree: Path) -> None:
     chroot(tree, "systemctl", "-q", "mask", *_MASKED)
 
 
-def _label(tree: Path) -> None:
+def _label(tree: Path, policy: str) -> None:
+    contexts = f"/etc/selinux/{policy}/contexts/files/file_contexts"
     # Twice: without extended attributes in /proc/mounts the first pass leaves some folders out.
     for folder in ("/", "/usr/local", "/etc"):
-        chroot(tree, "/usr/sbin/setfiles", "-m", "-F", "-e", "/proc", _FILE_CONTEXTS, folder)
+        chroot(tree, "/usr/sbin/setfiles", "-m", "-F", "-e", "/proc", contexts, folder)
 
 
 @contextmanager

@@ -48,6 +48,7 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/share/polkit-1/actions/org.svirt1.policy",
         "usr/share/polkit-1/rules.d/org.svirt1.rules",
         "usr/share/selinux/devel/include/contrib/svirtd.if",
+        "usr/share/selinux/packages/mls/svirtd.pp",
         "usr/share/selinux/packages/svirtd.pp",
         "usr/share/selinux/packages/svirtd_class.cil",
     }

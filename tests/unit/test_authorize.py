@@ -159,6 +159,7 @@ def test_what_polkit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "account": "'ben'",
         "command": "'/bin/true', '-x'",
         "wall": "",
+        "level": "",
         "owner": "",
     }
     details = told(world, Action.CLEAR_WALLS, About(vm="uid:0", wall="banks\n"))

@@ -50,6 +50,20 @@ def test_a_policy_that_isolates() -> None:
     assert problems(CONTEXTS, MINE, OTHERS, policy()) == []
 
 
+def test_under_levels_only_opening_is_not_asked_about() -> None:
+    """What an opening is for is: reading, writing, appending."""
+    for opens, said in (("open", []), ("read", ["read"]), ("append", ["append"])):
+
+        def more(source: Context, target: Context, kind: str, word: str = opens) -> set[str]:
+            others = source.categories != target.categories and kind == "file"
+            return {word} if others and target.categories else set()
+
+        found = problems(CONTEXTS, MINE, OTHERS, policy(more=more), levels=True)
+        assert [one for one in found if f"may {opens} " in one] == [one for one in found if said]
+        assert bool(found) is bool(said)
+        assert problems(CONTEXTS, MINE, OTHERS, policy(more=more))
+
+
 @untimed
 @given(st.sets(st.integers(0, 1023), min_size=2, max_size=2), st.integers(0, 1023))
 def test_any_two_sets_will_do(mine: set[int], other: int) -> None:
