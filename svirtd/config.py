@@ -43,6 +43,7 @@ class Limits:
     resources: int = 256
     vms_per_user: int = 64
     resources_per_user: int = 1024
+    groups_per_user: int = 8
     jobs_per_user: int = 2
     pending_calls: int = 1024
     pending_calls_per_sender: int = 256
@@ -186,6 +187,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
     ("limits", "vms-per-user"): ("vms_per_user", _number(0, 10_000_000)),
     ("limits", "resources-per-user"): ("resources_per_user", _number(0, 10_000_000)),
+    ("limits", "groups-per-user"): ("groups_per_user", _number(0, 1024)),
     ("limits", "jobs-per-user"): ("jobs_per_user", _number(0, 10_000)),
     ("limits", "resources"): ("resources", _number(1, 100_000)),
     ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),

@@ -19,6 +19,7 @@ VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
     "StateReason": ("s", lambda vm: vm.reason),
     "Goal": ("s", lambda vm: vm.goal),
     "Groups": ("as", lambda vm: list(vm.groups)),
+    "LastingGroups": ("as", lambda vm: list(vm.lasting)),
     "Unit": ("s", lambda vm: vm.unit),
     "MainPID": ("u", lambda vm: vm.main_pid),
     "ProcessContext": ("s", lambda vm: vm.process_context),

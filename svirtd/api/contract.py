@@ -17,6 +17,8 @@ MANAGER = "org.svirt1.Manager"
 VM = "org.svirt1.VM"
 JOB_FOLDER = ROOT + "/job"
 JOB = "org.svirt1.Job"
+GROUP_FOLDER = ROOT + "/group"
+GROUP = "org.svirt1.Group"
 PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 PROPERTIES = "org.freedesktop.DBus.Properties"
@@ -26,8 +28,15 @@ _EVERYWHERE = (PEER, INTROSPECTABLE)
 _ROOT_INTERFACES = (*_EVERYWHERE, PROPERTIES, OBJECT_MANAGER, MANAGER)
 _VM_INTERFACES = (*_EVERYWHERE, PROPERTIES, VM)
 _JOB_INTERFACES = (*_EVERYWHERE, PROPERTIES, JOB)
+_GROUP_INTERFACES = (*_EVERYWHERE, PROPERTIES, GROUP)
 
-_FILES = ("standard.xml", "org.svirt1.Manager.xml", "org.svirt1.VM.xml", "org.svirt1.Job.xml")
+_FILES = (
+    "standard.xml",
+    "org.svirt1.Manager.xml",
+    "org.svirt1.VM.xml",
+    "org.svirt1.Group.xml",
+    "org.svirt1.Job.xml",
+)
 _HEAD = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
 """
@@ -71,6 +80,8 @@ def interfaces_of(path: str) -> tuple[str, ...]:
         return _VM_INTERFACES
     if path.startswith(JOB_FOLDER + "/"):
         return _JOB_INTERFACES
+    if path.startswith(GROUP_FOLDER + "/"):
+        return _GROUP_INTERFACES
     return _EVERYWHERE
 
 

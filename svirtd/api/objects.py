@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Manager and VM objects: contract members to requests, events to signals. No decisions."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import svirtd
 from svirtd.api import answers, goal_answers, wire
+from svirtd.api.call import Call, Handler, Reply
 from svirtd.api.contract import (
     JOB,
     JOB_FOLDER,
@@ -17,6 +16,8 @@ from svirtd.api.contract import (
     VM,
     VM_FOLDER,
 )
+from svirtd.api.group_objects import Emit, GroupObjects
+from svirtd.core.groups import GroupView
 from svirtd.core.model import Caller, Finding, JobView, Standing
 from svirtd.core.names import escape_path
 from svirtd.engine.authorize import sees
@@ -30,30 +31,6 @@ from svirtd.engine.requests import Requests
 from svirtd.engine.verify import Verify
 from svirtd.engine.walls import Walls
 from svirtd.host.bus import Variant
-
-Emit = Callable[[str, str, str, str, list[Any]], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One method call: who, on which VM or job (for their objects), with what."""
-
-    caller: Caller
-    vm_name: str
-    job: int
-    body: list[Any]
-    fds: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """What a method returns; `fds` are closed once they are sent."""
-
-    body: list[Any]
-    fds: tuple[int, ...] = ()
-
-
-Handler = Callable[[Call], Awaitable[Reply]]
 
 
 def vm_path(name: str) -> str:
@@ -83,6 +60,7 @@ class Objects(Listener):
         verify: Verify,
         jobs: Jobs,
         backups: Backups,
+        groups: GroupObjects,
         doors: Doors,
     ) -> None:
         self._queries = queries
@@ -93,7 +71,12 @@ class Objects(Listener):
         self._doors = doors
         self._matrix_ = Matrix(doors)
         self._walls = Walls(doors)
+        self._groups = groups
         self.emit: Emit = lambda *_: None
+
+    def sends(self, emit: Emit) -> None:
+        """Send signals by this from now on."""
+        self.emit = self._groups.emit = emit
 
     def handlers(self) -> Mapping[tuple[str, str], Handler]:
         """Return the handler of each method, by interface and member."""
@@ -116,6 +99,7 @@ class Objects(Listener):
             (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
             (VM, "OpenChannel"): self._open_channel,
+            **self._groups.handlers(),
         }
 
     # -- org.svirt1.Manager -----------------------------------------------------------------
@@ -219,7 +203,7 @@ class Objects(Listener):
             "PairsInUse": Variant("t", counts.pairs_in_use),
             "PairsQuarantined": Variant("t", counts.pairs_quarantined),
             "GroupCategoriesTotal": Variant("t", len(doors.config.group_categories)),
-            "GroupCategoriesInUse": Variant("t", 0),
+            "GroupCategoriesInUse": Variant("t", counts.groups),
         }
 
     # -- org.svirt1.VM ----------------------------------------------------------------------
@@ -255,12 +239,21 @@ class Objects(Listener):
         return [str(job.id) for job in self._jobs.all()]
 
     async def managed(self, caller: Caller) -> dict[str, dict[str, dict[str, Variant]]]:
-        """Return every VM and job with what the caller may see of it, for GetManagedObjects."""
+        """Return every object with what the caller may see of it, for GetManagedObjects."""
         vms = {
             vm_path(entry.vm.name): {VM: _visible(caller, entry)}
             for entry in await self._queries.entries(caller)
         }
-        return vms | {job_path(j.id): {JOB: answers.job_properties(j)} for j in self._jobs.all()}
+        jobs = {job_path(j.id): {JOB: answers.job_properties(j)} for j in self._jobs.all()}
+        return vms | await self._groups.managed(caller) | jobs
+
+    async def group_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
+        """Return every property of one group that the caller may see."""
+        return await self._groups.properties(caller, name)
+
+    async def group_children(self, caller: Caller) -> list[str]:
+        """Return the path elements of the group objects, for introspection."""
+        return await self._groups.children(caller)
 
     async def children(self, caller: Caller) -> list[str]:
         """Return the path elements of the VM objects, for introspection."""
@@ -274,6 +267,7 @@ class Objects(Listener):
         properties = answers.public_properties(entry.vm)
         self.emit(ROOT, OBJECT_MANAGER, "InterfacesAdded", "oa{sa{sv}}", [path, {VM: properties}])
         self.emit(ROOT, MANAGER, "VMAdded", "so", [entry.vm.name, path])
+        self._groups.members_changed(set(entry.vm.groups))
 
     def changed(self, before: Entry, after: Entry, _cause: Cause) -> None:
         """A VM is not what it was."""
@@ -281,6 +275,7 @@ class Objects(Listener):
         if public or others:
             path = vm_path(after.vm.name)
             self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", [VM, public, others])
+        self._groups.members_changed(set(before.vm.groups) ^ set(after.vm.groups))
 
     def removed(self, entry: Entry, _cause: Cause) -> None:
         """A VM has left the book."""
@@ -293,6 +288,19 @@ class Objects(Listener):
             [path, [VM]],
         )
         self.emit(ROOT, MANAGER, "VMRemoved", "so", [entry.vm.name, path])
+        self._groups.members_changed({*entry.vm.groups, *entry.vm.lasting})
+
+    def group_added(self, view: GroupView, _cause: Cause) -> None:
+        """A group has entered the book."""
+        self._groups.added(view)
+
+    def group_changed(self, before: GroupView, after: GroupView, _cause: Cause) -> None:
+        """A group's lasting members or grants are not what they were."""
+        self._groups.changed(before, after)
+
+    def group_removed(self, view: GroupView, _cause: Cause) -> None:
+        """A group has left the book."""
+        self._groups.removed(view)
 
     def job_new(self, job: JobView) -> None:
         """A job has begun."""
@@ -334,7 +342,8 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
-    features = ["caller-lifetime", "channels", "goals", "launch", "matrix", "verify", "walls"]
+    features = ["caller-lifetime", "channels", "goals", "groups", "launch", "matrix"]
+    features += ["verify", "walls"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks
     return {

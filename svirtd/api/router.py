@@ -12,8 +12,11 @@ from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, Final
 
+from svirtd.api.call import Call, Handler, Reply
 from svirtd.api.callers import Callers
 from svirtd.api.contract import (
+    GROUP,
+    GROUP_FOLDER,
     INTROSPECTABLE,
     JOB,
     JOB_FOLDER,
@@ -27,7 +30,7 @@ from svirtd.api.contract import (
     interfaces_of,
     introspection,
 )
-from svirtd.api.objects import Call, Handler, Objects, Reply, job_number
+from svirtd.api.objects import Objects, job_number
 from svirtd.api.refusals import Refusals
 from svirtd.api.turns import Load, Turns
 from svirtd.config import Limits
@@ -37,6 +40,7 @@ from svirtd.errors import (
     Failed,
     InvalidArgs,
     LimitsExceeded,
+    NoSuchGroup,
     NoSuchVM,
     PropertyReadOnly,
     ResourceRefused,
@@ -158,7 +162,7 @@ class Router:
             self._turns.leave(msg.sender, load)
 
     async def _answer(self, msg: Message) -> Reply:
-        vm_name, job = self._object(msg.path)
+        vm_name, job, group = self._object(msg.path)
         interface = self._interface(msg)
         signature = interface.methods[msg.member][0]
         if msg.signature != signature:
@@ -174,7 +178,7 @@ class Router:
                 read_body(msg, self._values_max())
             except ValueError as error:
                 raise _unread(str(error)) from error
-            call = Call(caller, vm_name, job, msg.body, tuple(msg.unix_fds))
+            call = Call(caller, vm_name, job, group, msg.body, tuple(msg.unix_fds))
             return await self._handle(msg, interface, call)
 
     def _values_max(self) -> int:
@@ -197,24 +201,32 @@ class Router:
             if call.vm_name:
                 raise UnknownObject(f"{shown(msg.path)}: {error}") from error
             raise
+        except NoSuchGroup as error:
+            if call.group:
+                raise UnknownObject(f"{shown(msg.path)}: {error}") from error
+            raise
         except SvirtError as error:
-            named = call.vm_name or (call.body[0] if msg.signature.startswith("s") else "")
+            named = call.vm_name or call.group
+            if not named and msg.signature.startswith("s"):
+                named = call.body[0]
             self._refusals.record(call.caller.uid, msg.member, str(named), error)
             raise
 
-    def _object(self, path: str) -> tuple[str, int]:
-        """Return the VM's name of a VM's path and the number of a job's; none for other objects.
+    def _object(self, path: str) -> tuple[str, int, str]:
+        """Return the VM's name, the job's number or the group's name of an object's path.
 
-        Raises UnknownObject.
+        None of them for the other objects. Raises UnknownObject.
         """
-        if path in (ROOT, VM_FOLDER, JOB_FOLDER) or ROOT.startswith(path.rstrip("/") + "/"):
-            return "", 0
+        folders = (VM_FOLDER, GROUP_FOLDER, JOB_FOLDER)
+        if path in (ROOT, *folders) or ROOT.startswith(path.rstrip("/") + "/"):
+            return "", 0, ""
         folder, _, element = path.rpartition("/")
         name = unescape_path(element) if folder == VM_FOLDER else None
+        group = unescape_path(element) if folder == GROUP_FOLDER else None
         job = job_number(element) if folder == JOB_FOLDER else 0
-        if not name and not job:
+        if not name and not job and not group:
             raise UnknownObject(f"there is no object at {shown(path)}")
-        return name or "", job
+        return name or "", job, group or ""
 
     def _interface(self, msg: Message) -> Interface:
         names = interfaces_of(msg.path)
@@ -250,11 +262,16 @@ class Router:
                 children = await self._objects.children(call.caller)
             except SvirtError:
                 children = []  # too many, or not for this caller to see; both are answered so
+        elif path == GROUP_FOLDER:
+            try:
+                children = await self._objects.group_children(call.caller)
+            except SvirtError:
+                children = []
         elif path == JOB_FOLDER:
             children = self._objects.job_numbers()
         elif path == ROOT:
-            children = ["job", "vm"]
-        elif call.vm_name or call.job:
+            children = ["group", "job", "vm"]
+        elif call.vm_name or call.job or call.group:
             await self._values(call)  # does it exist?
             children = []
         else:
@@ -268,13 +285,14 @@ class Router:
             raise UnknownInterface(f"{shown(path)} has no interface {shown(name)}")
         # Read whatever is asked for: an object that is not there has no empty set of properties.
         values = await self._values(call)
-        if name not in ("", MANAGER, VM, JOB):
+        if name not in ("", MANAGER, VM, GROUP, JOB):
             values = {}
         if member == "GetAll":
             return Reply([values])
         if call.body[1] not in values and name and call.body[1] in self._contract[name].properties:
             raise AccessDenied(
-                f"uid {call.caller.uid} may not see {call.body[1]} of another user's VM"
+                f"uid {call.caller.uid} may not see {call.body[1]} of another user's "
+                + ("group" if call.group else "VM")
             )
         if call.body[1] not in values:
             raise UnknownProperty(f"{shown(name or path)} has no property {shown(call.body[1])}")
@@ -285,6 +303,8 @@ class Router:
     async def _values(self, call: Call) -> dict[str, Variant]:
         if call.vm_name:
             return await self._objects.vm_properties(call.caller, call.vm_name)
+        if call.group:
+            return await self._objects.group_properties(call.caller, call.group)
         if call.job:
             return await self._objects.job_properties(call.caller, call.job)
         return await self._objects.manager_properties(call.caller)

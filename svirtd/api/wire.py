@@ -7,6 +7,7 @@ from typing import Any, Final
 from svirtd.core import goals
 from svirtd.core.goals import BUILT_INS, Goal, Goals
 from svirtd.core.levels import parse_sensitivities
+from svirtd.core.groups import AtEnd, Writers
 from svirtd.core.model import (
     Access,
     Command,
@@ -17,6 +18,7 @@ from svirtd.core.model import (
     Terms,
 )
 from svirtd.core.names import check_group_name, check_uuid, check_vm_name, shown
+from svirtd.engine.groups import NewGrant, NewGroup
 from svirtd.engine.verify import Wanted
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
@@ -46,6 +48,10 @@ _PROPERTIES: Final[Mapping[str, tuple[str, int, int]]] = {
 }
 _ACCESSES: Final = {access.value: access for access in Access}
 _LIFETIMES: Final = {lifetime.value: lifetime for lifetime in Lifetime}
+_WRITERS: Final = {one.value: one for one in Writers}
+_AT_ENDS: Final = {one.value: one for one in AtEnd}
+# The first moment of the year 10000, in UTC: later ones cannot be written down.
+_UNTIL_MAX_US: Final = 253_402_300_800_000_000 - 1
 _OVERRIDES: Final = {override.value: override for override in Override}
 _DESCRIPTION_MAX: Final = 256
 _CPUS_MAX_BYTES: Final = 1024
@@ -110,6 +116,45 @@ def read_verify(repair: bool, options: Options) -> Wanted:
     """Read what Verify takes. Raises InvalidArgs."""
     folders = typed("options", options, {"scan": "as"}).get("scan", [])
     return Wanted(repair, tuple(_path("scan", one) for one in folders))
+
+
+def read_group(name: str, options: Options) -> NewGroup:
+    """Read what CreateGroup takes. Raises InvalidArgs."""
+    given = typed("options", options, {"writers": "s", "namespace": "s"})
+    writers = given.get("writers", Writers.ALL.value)
+    if writers not in _WRITERS:
+        raise InvalidArgs(f"options: writers {shown(writers[:32])}; expected {_choice(_WRITERS)}")
+    namespace = given.get("namespace", "")
+    if namespace:
+        _path("namespace", namespace)
+    return NewGroup(check_group_name(name), _WRITERS[writers], namespace)
+
+
+def read_grant(vm_name: str, options: Options) -> NewGrant:
+    """Read what Grant takes. Raises InvalidArgs."""
+    given = typed("options", options, {"owner": "u", "until": "t", "at-end": "s"})
+    until_us, at_end = _lease("options", given)
+    return NewGrant(check_vm_name(vm_name), given.get("owner"), until_us, at_end)
+
+
+def read_when(options: Options) -> bool:
+    """Read what joining and leaving take: whether it is from the next start on."""
+    when = typed("options", options, {"when": "s"}).get("when", "now")
+    if when not in ("now", "next-start"):
+        raise InvalidArgs(f"options: when {shown(when[:32])}; expected 'now' or 'next-start'")
+    return bool(when == "next-start")
+
+
+def _lease(what: str, given: Mapping[str, Any]) -> tuple[int, AtEnd]:
+    """Read an end: microseconds since 1970 (0: none), and what happens to a VM that runs then."""
+    until_us, at_end = given.get("until", 0), given.get("at-end", AtEnd.REPORT.value)
+    if until_us > _UNTIL_MAX_US:
+        raise InvalidArgs(f"{what}: 'until' is after the year 9999; leave it out for no end")
+    if at_end not in _AT_ENDS:
+        raise InvalidArgs(f"{what}: at-end {shown(at_end[:32])}; expected {_choice(_AT_ENDS)}")
+    if "at-end" in given and not until_us:
+        raise InvalidArgs(f"{what}: 'at-end' without 'until': it has no end")
+    return until_us, _AT_ENDS[at_end]
 
 
 def read_request(

@@ -269,7 +269,7 @@ def counts(db: Database) -> Counts:
     """Return the live figures; the cost does not depend on how many VMs are reserved."""
     state = _state(db)
     (active,) = db.execute("SELECT count(*) FROM vm WHERE state <> 'reserved'").fetchone()
-    return Counts(active, state.in_use, state.quarantined)
+    return Counts(active, state.in_use, state.quarantined, groups.count(db))
 
 
 def _state(db: Database) -> PoolState:

@@ -12,6 +12,10 @@ _VM = (
     "id, name, owner_uid, state, reason, goal, uuid, rank, categories, process_context,"
     " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us, groups"
 )
+_VM_READ = (
+    f"{_VM}, (SELECT group_concat(grp, ' ') FROM (SELECT grp FROM member WHERE member.rank ="
+    " vm.rank ORDER BY grp))"
+)
 # Below the number of values that one statement of any SQLite may have.
 _OBJECTS_AT_ONCE = 256
 _HOLD = (
@@ -42,6 +46,7 @@ def _vm(row: Sequence[Any]) -> VM:
         caller=row[16],
         created_us=row[17],
         groups=tuple(row[18].split()),
+        lasting=tuple((row[19] or "").split()),
     )
 
 
@@ -68,7 +73,7 @@ def _hold(row: Sequence[Any]) -> Hold:
 
 def vm_by_name(db: Database, name: str) -> VM | None:
     """Return the VM of this name."""
-    row = db.execute(f"SELECT {_VM} FROM vm WHERE name = ?", [name]).fetchone()
+    row = db.execute(f"SELECT {_VM_READ} FROM vm WHERE name = ?", [name]).fetchone()
     return None if row is None else _vm(row)
 
 
@@ -80,7 +85,7 @@ def current(db: Database, vm: VM) -> VM | None:
 
 def vm_by_rank(db: Database, rank: int) -> VM | None:
     """Return the VM that has this private set."""
-    row = db.execute(f"SELECT {_VM} FROM vm WHERE rank = ?", [rank]).fetchone()
+    row = db.execute(f"SELECT {_VM_READ} FROM vm WHERE rank = ?", [rank]).fetchone()
     return None if row is None else _vm(row)
 
 
@@ -111,7 +116,7 @@ def has_id(db: Database, id_: str) -> bool:
 def vm_by_pid(db: Database, pid: int) -> VM | None:
     """Return the running VM with this main process."""
     row = db.execute(
-        f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND main_pid = ?", [pid]
+        f"SELECT {_VM_READ} FROM vm WHERE state <> 'reserved' AND main_pid = ?", [pid]
     ).fetchone()
     return None if row is None else _vm(row)
 
@@ -119,30 +124,30 @@ def vm_by_pid(db: Database, pid: int) -> VM | None:
 def vm_by_unit(db: Database, unit: str) -> VM | None:
     """Return the VM that runs as this unit."""
     row = db.execute(
-        f"SELECT {_VM} FROM vm WHERE state <> 'reserved' AND unit = ?", [unit]
+        f"SELECT {_VM_READ} FROM vm WHERE state <> 'reserved' AND unit = ?", [unit]
     ).fetchone()
     return None if row is None else _vm(row)
 
 
 def active_vms(db: Database) -> list[VM]:
     """Return the VMs that are more than a reservation."""
-    return [_vm(r) for r in db.execute(f"SELECT {_VM} FROM vm WHERE state <> 'reserved'")]
+    return [_vm(r) for r in db.execute(f"SELECT {_VM_READ} FROM vm WHERE state <> 'reserved'")]
 
 
 def caller_vms(db: Database) -> list[VM]:
     """Return the VMs that end with their caller, those that hold nothing among them."""
-    return [_vm(r) for r in db.execute(f"SELECT {_VM} FROM vm WHERE caller <> ''")]
+    return [_vm(r) for r in db.execute(f"SELECT {_VM_READ} FROM vm WHERE caller <> ''")]
 
 
 def all_vms(db: Database, limit: int) -> list[VM] | None:
     """Return every VM by name; None if there are more than `limit`."""
-    rows = db.execute(f"SELECT {_VM} FROM vm ORDER BY name LIMIT ?", [limit + 1]).fetchall()
+    rows = db.execute(f"SELECT {_VM_READ} FROM vm ORDER BY name LIMIT ?", [limit + 1]).fetchall()
     return None if len(rows) > limit else [_vm(r) for r in rows]
 
 
 def every_vm(db: Database) -> Iterator[VM]:
     """Yield every VM, however many there are."""
-    return (_vm(row) for row in db.execute(f"SELECT {_VM} FROM vm"))
+    return (_vm(row) for row in db.execute(f"SELECT {_VM_READ} FROM vm"))
 
 
 def add_vm(db: Database, vm: VM) -> None:

@@ -51,6 +51,15 @@ class Grant:
     told: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """A group with its members, now or from a next start on (name, owner), and its grants."""
+
+    group: Group
+    members: tuple[tuple[str, int], ...] = ()
+    grants: tuple[Grant, ...] = ()
+
+
 def over(grant: Grant, now_us: int) -> bool:
     """Say whether a grant's end has come."""
     return 0 < grant.until_us <= now_us

@@ -183,7 +183,11 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class VM:
-    """A VM of the book. `groups` are those whose categories its processes have in this run."""
+    """A VM of the book.
+
+    `groups` are those whose categories its processes have in this run, `lasting` those that it will
+    be in at each start to come.
+    """
 
     id: str
     name: str
@@ -204,6 +208,7 @@ class VM:
     caller: str
     created_us: int
     groups: tuple[str, ...] = ()
+    lasting: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +304,7 @@ class Counts:
     vms_active: int
     pairs_in_use: int
     pairs_quarantined: int
+    groups: int
 
 
 class FindingKind(enum.StrEnum):

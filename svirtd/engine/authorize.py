@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from svirtd.core.groups import GroupView
 from svirtd.core.model import VM, Caller, Command
 from svirtd.core.names import shown_to_judge
 from svirtd.engine.dialogs import Dialogs
@@ -42,10 +43,19 @@ class Action(enum.Enum):
     CANCEL = "cancel jobs of other users"
     BACKUP = "copy the book"
     CLEAR_WALLS = "clear the history of a wall"
+    MANAGE_GROUPS = "manage groups"
 
 
 # What the owner of a thing may do with it unasked.
-_OWNERS: Final = frozenset({Action.RELEASE, Action.FORGET, Action.CONNECT, Action.CANCEL})
+_OWNERS: Final = frozenset(
+    {
+        Action.RELEASE,
+        Action.FORGET,
+        Action.CONNECT,
+        Action.CANCEL,
+        Action.MANAGE_GROUPS,
+    }
+)
 
 # What each is called in the policy: permissions of svirtd's class, see policy/svirtd_class.cil. The
 # policy has no word on whom a VM runs as; by launching it is asked whether the domain may at all.
@@ -65,6 +75,7 @@ _PERMISSIONS: Final[Mapping[Action, str]] = {
     Action.CANCEL: "verify",
     Action.BACKUP: "backup",
     Action.CLEAR_WALLS: "wall",
+    Action.MANAGE_GROUPS: "group",
 }
 # polkit's action for each that it is asked about: dbus/org.svirt1.policy has the defaults.
 POLKIT: Final[Mapping[Action, str]] = {
@@ -82,6 +93,7 @@ POLKIT: Final[Mapping[Action, str]] = {
     Action.REPAIR: "org.svirt1.repair",
     Action.BACKUP: "org.svirt1.backup",
     Action.CLEAR_WALLS: "org.svirt1.clear-walls",
+    Action.MANAGE_GROUPS: "org.svirt1.manage-groups",
 }
 # What a dialog says where the action's own message leaves open what is about to happen.
 MESSAGES: Final[Mapping[Action, str]] = {
@@ -101,8 +113,8 @@ class About:
     """What a request is about, for whoever is asked to authenticate: as it is, whatever is in it.
 
     `account` is the user that a VM is to run as, `command` what it is to run, and `level` the
-    sensitivities that it and its files are to have; `wall` is one whose history of `vm` is to be
-    forgotten.
+    sensitivities that it and its files are to have; `group` is one of VMs, `wall` one whose history
+    of `vm` is to be forgotten.
     """
 
     vm: str = ""
@@ -111,11 +123,17 @@ class About:
     command: Sequence[str] = ()
     wall: str = ""
     level: str = ""
+    group: str = ""
 
 
 def sees(caller: Caller, vm: VM) -> bool:
     """Say whether a caller may know more of a VM than that it exists: its name, state and owner."""
     return caller.uid in (0, vm.owner_uid)
+
+
+def sees_group(caller: Caller, view: GroupView) -> bool:
+    """Say whether a caller may know who is in a group: its owner, its members' owners, and root."""
+    return caller.uid in (0, view.group.owner_uid, *(uid for _, uid in view.members))
 
 
 class Authority:
@@ -200,6 +218,7 @@ class Authority:
             "command": _listed(about.command),
             "wall": shown_to_judge(about.wall) if about.wall else "",
             "level": shown_to_judge(about.level) if about.level else "",
+            "group": shown_to_judge(about.group) if about.group else "",
             "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
         }
         if action in MESSAGES:

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from svirtd.core.groups import GroupView
 from svirtd.core.model import VM, Finding, Hold, JobView, Standing
 from svirtd.failpoints import Point, reach
 
@@ -37,6 +38,15 @@ class Listener:
 
     def removed(self, entry: Entry, cause: Cause, /) -> None:
         """A VM has left the book."""
+
+    def group_added(self, view: GroupView, cause: Cause, /) -> None:
+        """A group has entered the book."""
+
+    def group_changed(self, before: GroupView, after: GroupView, cause: Cause, /) -> None:
+        """A group's lasting members or grants are not what they were."""
+
+    def group_removed(self, view: GroupView, cause: Cause, /) -> None:
+        """A group has left the book."""
 
     def drift(self, finding: Finding) -> None:
         """An object was found to be other than the book says, and was left alone."""
@@ -80,6 +90,19 @@ class Events:
     def removed(self, entry: Entry, cause: Cause) -> None:
         """A VM has left the book."""
         self._later(lambda to: to.removed(entry, cause))
+
+    def group_added(self, view: GroupView, cause: Cause) -> None:
+        """A group has entered the book."""
+        self._later(lambda to: to.group_added(view, cause))
+
+    def group_changed(self, before: GroupView, after: GroupView, cause: Cause) -> None:
+        """A group's lasting members or grants are not what they were."""
+        if before != after:
+            self._later(lambda to: to.group_changed(before, after, cause))
+
+    def group_removed(self, view: GroupView, cause: Cause) -> None:
+        """A group has left the book."""
+        self._later(lambda to: to.group_removed(view, cause))
 
     def drift(self, findings: Iterable[Finding]) -> None:
         """Objects were found to be other than the book says, and were left alone."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.api import contract, wire
-from tests.support import JOB, MANAGER, NAME, ROOT, VM
+from tests.support import GROUP, JOB, MANAGER, NAME, ROOT, VM
 
 _NUMBERS: Final = {
     "y": ("B", 1, 0, 2**8 - 1),
@@ -170,7 +170,7 @@ class Maker:
     def right(self) -> Draft:
         """A call that fits the contract; its values may be anything of their types."""
         interface, member, signature = self._random.choice(self._members)
-        folder = {VM: "/vm/", JOB: "/job/"}.get(interface)
+        folder = {VM: "/vm/", GROUP: "/group/", JOB: "/job/"}.get(interface)
         if folder is None or self._random.random() < 0.1:
             path = ROOT
         else:
@@ -193,7 +193,7 @@ class Maker:
                     parts["interface"] = ""
                 case 1:
                     parts["interface"] = self._random.choice(
-                        (MANAGER, VM, JOB, "org.freedesktop.DBus.Properties", "a.b", NAME)
+                        (MANAGER, VM, GROUP, JOB, "org.freedesktop.DBus.Properties", "a.b", NAME)
                     )
                 case 2:
                     parts["member"] = self._random.choice(

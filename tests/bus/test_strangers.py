@@ -11,6 +11,7 @@ import pytest
 from svirtd.api import contract
 from tests.attack import DENIED, nothing_changes
 from tests.support import (
+    GROUP,
     JOB,
     MANAGER,
     NAME,
@@ -31,6 +32,7 @@ PEER = "org.freedesktop.DBus.Peer"
 INTROSPECTABLE = "org.freedesktop.DBus.Introspectable"
 OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 EXISTING = "/org/svirt1/vm/secret"
+THEIRS = "/org/svirt1/group/theirs"
 MISSING = "/org/svirt1/vm/nobody"
 
 # Arguments for every member, as GVariant text: for a VM that exists, where one is named.
@@ -50,6 +52,13 @@ ARGUMENTS = {
     (MANAGER, "Matrix"): ["@a{sv} {}"],
     (MANAGER, "ListWalls"): [],
     (MANAGER, "ClearWall"): ["'banks'", "'{name}'", "@a{sv} {}"],
+    (MANAGER, "CreateGroup"): ["'g'", "@a{sv} {}"],
+    (MANAGER, "DeleteGroup"): ["'theirs'", "@a{sv} {}"],
+    (MANAGER, "ListGroups"): [],
+    (VM, "JoinGroup"): ["'theirs'", "@a{sv} {}"],
+    (VM, "LeaveGroup"): ["'theirs'", "@a{sv} {}"],
+    (GROUP, "Grant"): ["'{name}'", "@a{sv} {}"],
+    (GROUP, "Revoke"): ["'{name}'", "@a{sv} {}"],
     (VM, "Release"): ["@a{sv} {}"],
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
     (JOB, "Cancel"): ["@a{sv} {}"],
@@ -62,10 +71,12 @@ ARGUMENTS = {
 
 @pytest.fixture
 def disk(daemon: Daemon, client: Client, tmp_path: Path) -> Iterator[Path]:
-    """The disk of a VM named "secret"."""
+    """The disk of a VM named "secret", beside which there is a group named "theirs"."""
     path = image(tmp_path / "a.img")
     client.acquire("secret", path)
+    client.call("CreateGroup", "sa{sv}", "theirs", {})
     yield path
+    client.call("DeleteGroup", "sa{sv}", "theirs", {})
     client.release("secret")
 
 
@@ -96,10 +107,12 @@ READS = {
     (MANAGER, "ListVMs"): f"([('secret', 'labelled', '', uint32 0, objectpath '{EXISTING}')],)",
     (MANAGER, "FindOwners"): "(@aa{sv} [],)",
     (MANAGER, "ListGoals"): "([{'name': <'isolated'>, ",
+    (MANAGER, "ListGroups"): f"([('theirs', uint32 0, objectpath '{THEIRS}')],)",
     (PROPERTIES, "Get"): "(<'secret'>,)",
     (PROPERTIES, "GetAll"): "({'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>},)",
     (OBJECT_MANAGER, "GetManagedObjects"): f"({{objectpath '{EXISTING}': {{'{VM}': "
-    "{'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>}}},)",
+    "{'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>}}, "
+    f"objectpath '{THEIRS}': {{'{GROUP}': {{'Name': <'theirs'>, 'Owner': <uint32 0>}}}}}},)",
 }
 
 
@@ -114,7 +127,8 @@ def said(interface: str, member: str, path: str, name: str, file: str) -> str:
 
 @pytest.mark.parametrize(("interface", "member"), set(ARGUMENTS) - set(READS))
 def test_denied(client: Client, disk: Path, tmp_path: Path, interface: str, member: str) -> None:
-    path = {VM: EXISTING, JOB: "/org/svirt1/job/1", PROPERTIES: EXISTING}.get(interface, ROOT)
+    paths = {VM: EXISTING, GROUP: THEIRS, JOB: "/org/svirt1/job/1", PROPERTIES: EXISTING}
+    path = paths.get(interface, ROOT)
     with nothing_changes(client, tmp_path):
         answer = said(interface, member, path, "secret", str(disk))
     match interface, member:

@@ -6,14 +6,17 @@ import inspect
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
-from svirtd.api import answers, contract, objects
-from svirtd.api.objects import Call, Objects, Reply
+from svirtd.api import answers, contract, group_objects, objects
+from svirtd.api.call import Call, Reply
+from svirtd.api.group_objects import GroupObjects
+from svirtd.api.objects import Objects
 from tests.contract import sources
 
 # What a member of svirtd's objects says of these names when it sends a signal.
 _CONSTANTS: Final = {
     "MANAGER": contract.MANAGER,
     "VM": contract.VM,
+    "GROUP": contract.GROUP,
     "JOB": contract.JOB,
     "PROPERTIES": contract.PROPERTIES,
     "OBJECT_MANAGER": contract.OBJECT_MANAGER,
@@ -23,18 +26,21 @@ _CONSTANTS: Final = {
 def _handlers() -> dict[tuple[str, str], Any]:
     # The table is made without asking anything of what the handlers will work with.
     nothing = cast("Any", None)
-    return dict(Objects(nothing, nothing, nothing, nothing, nothing, nothing).handlers())
+    groups = GroupObjects(nothing)
+    made = Objects(nothing, nothing, nothing, nothing, nothing, groups, nothing)
+    return dict(made.handlers())
 
 
 def _calls(name: str) -> Iterator[ast.Call]:
-    """Every call of a method of this name in api/objects.py."""
-    for node in ast.walk(ast.parse(inspect.getsource(objects))):
-        if (
-            isinstance(node, ast.Call)
-            and isinstance(node.func, ast.Attribute)
-            and node.func.attr == name
-        ):
-            yield node
+    """Every call of a method of this name in the modules of svirtd's objects."""
+    for module in (objects, group_objects):
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and node.func.attr == name
+            ):
+                yield node
 
 
 def test_every_method_has_a_handler_and_no_handler_is_without_a_method() -> None:
@@ -74,6 +80,12 @@ def test_vm_properties_are_those_of_the_contract() -> None:
     # Made from what the VM holds, not from the VM.
     answered["Resources"] = "aa{sv}"
     assert answered == _properties(contract.VM)
+
+
+def test_group_properties_are_those_of_the_contract() -> None:
+    properties = group_objects.GROUP_PROPERTIES
+    answered = {name: signature for name, (signature, _) in properties.items()}
+    assert answered == _properties(contract.GROUP)
 
 
 def test_job_properties_are_those_of_the_contract() -> None:
@@ -121,6 +133,12 @@ def _properties(interface: str) -> dict[str, str]:
 
 def test_objects_have_the_interfaces_that_the_contract_has() -> None:
     every = set()
-    for path in (contract.ROOT, f"{contract.VM_FOLDER}/a", f"{contract.JOB_FOLDER}/1", "/"):
+    for path in (
+        contract.ROOT,
+        f"{contract.VM_FOLDER}/a",
+        f"{contract.GROUP_FOLDER}/a",
+        f"{contract.JOB_FOLDER}/1",
+        "/",
+    ):
         every |= set(contract.interfaces_of(path))
     assert every == set(sources.interfaces())

@@ -30,7 +30,8 @@ _MAY_USE: Final = {
     "engine": {"engine", "host", "book", "config", "core", "errors", "failpoints"},
     "api": {"api", "engine", "host", "book", "config", "core", "errors", "failpoints"},
     "ctl": {"ctl", "host", "core", "errors"},
-    "daemon": {"api", "engine", "host", "book", "config", "core", "errors", "failpoints"},
+    "service": {"api", "engine", "host", "book", "config", "core", "errors", "failpoints"},
+    "daemon": {"service", "engine", "host", "book", "config", "core", "errors", "failpoints"},
     "__main__": {"daemon"},
     # Holds the version; every room may read that.
     "__init__": set[str](),

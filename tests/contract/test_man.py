@@ -22,6 +22,8 @@ _SECTIONS: Final = {
     (f"{sources.NAME}.Manager", "property"): ("MANAGER OBJECT", "Properties"),
     (f"{sources.NAME}.VM", "method"): ("VM OBJECT", "Methods"),
     (f"{sources.NAME}.VM", "property"): ("VM OBJECT", "Properties"),
+    (f"{sources.NAME}.Group", "method"): ("GROUP OBJECT", "Methods"),
+    (f"{sources.NAME}.Group", "property"): ("GROUP OBJECT", "Properties"),
     (f"{sources.NAME}.Job", "method"): ("JOB OBJECT", "Methods"),
     (f"{sources.NAME}.Job", "property"): ("JOB OBJECT", "Properties"),
 }
