@@ -112,7 +112,7 @@ READS = {
     (PROPERTIES, "GetAll"): "({'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>},)",
     (OBJECT_MANAGER, "GetManagedObjects"): f"({{objectpath '{EXISTING}': {{'{VM}': "
     "{'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>}}, "
-    f"objectpath '{THEIRS}': {{'{GROUP}': {{'Name': <'theirs'>, 'Owner': <uint32 0>}}}}}},)",
+    f"'{THEIRS}': {{'{GROUP}': {{'Name': <'theirs'>, 'Owner': <uint32 0>}}}}}},)",
 }
 
 

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Groups: what their members share, and nobody else has."""
+
+import os
+from collections.abc import Iterator
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from svirtd.core.mcs import parse_context
+from svirtd.host.bus import Variant
+from tests.support import GROUP, PROPERTIES, ROOT, VM, Client, Daemon, image, label, unwrap
+
+ACQUIRE = "saa{sv}a{sv}"
+ERROR = "org.svirt1.Error."
+MEMBERS = ("one", "two", "three")
+
+
+def shared(path: Path, group: str = "g", access: str = "group") -> list[dict[str, Variant]]:
+    return [
+        {
+            "path": Variant("s", str(path)),
+            "access": Variant("s", access),
+            "group": Variant("s", group),
+        }
+    ]
+
+
+def in_groups(*groups: str) -> dict[str, Variant]:
+    return {"groups": Variant("as", list(groups))}
+
+
+def view(client: Client, name: str = "g") -> dict[str, Any]:
+    path = f"{ROOT}/group/{name}"
+    return dict(unwrap(client.call("GetAll", "s", GROUP, path=path, interface=PROPERTIES)[0]))
+
+
+@pytest.fixture
+def group(daemon: Daemon, client: Client) -> Iterator[int]:
+    """A group named "g"; the category that it owns."""
+    assert client.call("CreateGroup", "sa{sv}", "g", {}) == [f"{ROOT}/group/g"]
+    category = view(client)["Category"]
+    assert 768 <= int(category.removeprefix("c")) <= 1023
+    yield int(category.removeprefix("c"))
+    client.call("DeleteGroup", "sa{sv}", "g", {})
+    assert client.call("ListGroups") == [[]]
+    assert client.manager()["GroupCategoriesInUse"] == 0
+
+
+@pytest.mark.parametrize("order", list(permutations(MEMBERS)))
+def test_labelled_with_the_first_hold_and_restored_with_the_last(
+    client: Client, group: int, tmp_path: Path, order: tuple[str, ...]
+) -> None:
+    disk = image(tmp_path / "a.img")
+    os.setxattr(disk, "security.selinux", b"system_u:object_r:virt_image_t:s0\0")
+    before = os.getxattr(disk, "security.selinux")
+    for name in MEMBERS:
+        client.call("Acquire", ACQUIRE, name, shared(disk), in_groups("g"))
+        assert label(disk) == f"system_u:object_r:svirt_image_t:s0:c{group}"
+        vm = client.properties(name)
+        pair = parse_context(vm["ImageContext"]).categories
+        assert parse_context(vm["ProcessContext"]).categories == pair | {group}
+        assert vm["Groups"] == ["g"]
+    assert view(client)["Members"] == sorted(MEMBERS)
+    refused = client.error("Acquire", ACQUIRE, "fourth", shared(disk), {})
+    assert "the VM is not in group 'g'" in refused.text
+    for number, name in enumerate(order, start=1):
+        client.release(name)
+        there = os.getxattr(disk, "security.selinux")
+        assert (there == before) == (number == len(order))
+    os.removexattr(disk, "security.selinux")
+
+
+def test_read_by_all_members(client: Client, group: int, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.img")
+    for name in MEMBERS:
+        client.call("Acquire", ACQUIRE, name, shared(disk, access="readonly"), in_groups("g"))
+        assert label(disk) == f"system_u:object_r:virt_content_t:s0:c{group}"
+    refused = client.error("Acquire", ACQUIRE, "fourth", shared(disk), in_groups("g"))
+    assert refused.name == ERROR + "ResourceBusy"
+    for name in MEMBERS:
+        client.release(name)
+    assert label(disk) is None
+
+
+def test_a_persistent_vm_joins_and_leaves(client: Client, group: int, tmp_path: Path) -> None:
+    disk = image(tmp_path / "a.img")
+    vm = f"{ROOT}/vm/kept"
+    client.acquire("kept", persistent=Variant("b", True))
+    member = {"path": vm, "interface": VM}
+    client.call("JoinGroup", "sa{sv}", "g", {}, **member)
+    assert client.properties("kept")["LastingGroups"] == ["g"]
+    assert client.error("DeleteGroup", "sa{sv}", "g", {}).name == ERROR + "ResourceBusy"
+    client.call("Acquire", ACQUIRE, "kept", shared(disk), {})
+    for member_name in ("LeaveGroup", "JoinGroup"):
+        other = "g" if member_name == "LeaveGroup" else "other"
+        if other == "other":
+            client.call("CreateGroup", "sa{sv}", "other", {})
+        refused = client.error(member_name, "sa{sv}", other, {}, **member)
+        assert refused.name == ERROR + "Failed"
+        assert "a process keeps the label that it was started with" in refused.text
+    later = {"when": Variant("s", "next-start")}
+    client.call("LeaveGroup", "sa{sv}", "g", later, **member)
+    client.call("JoinGroup", "sa{sv}", "other", later, **member)
+    now = client.properties("kept")
+    assert (now["Groups"], now["LastingGroups"]) == (["g"], ["other"])
+    client.release("kept")
+    client.call("Acquire", ACQUIRE, "kept", [], {})
+    now = client.properties("kept")
+    assert now["Groups"] == ["other"]
+    client.release("kept")
+    client.call("Forget", "sa{sv}", "kept", {})
+    client.call("DeleteGroup", "sa{sv}", "other", {})
