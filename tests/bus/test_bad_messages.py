@@ -24,7 +24,7 @@ from tests.attack import (
     text_argument,
 )
 from tests.sandbox import Sandbox
-from tests.support import JOB, MANAGER, NAME, PROPERTIES, ROOT, VM, Client, Daemon, image
+from tests.support import GROUP, JOB, MANAGER, NAME, PROPERTIES, ROOT, VM, Client, Daemon, image
 
 OBJECT = STANDARD + "UnknownObject"
 INTERFACE = STANDARD + "UnknownInterface"
@@ -52,7 +52,9 @@ def members() -> list[tuple[str, str, str]]:
 
 
 def place(interface: str) -> str:
-    return {VM: "/org/svirt1/vm/vm", JOB: "/org/svirt1/job/1"}.get(interface, ROOT)
+    return {VM: "/org/svirt1/vm/vm", GROUP: "/org/svirt1/group/g", JOB: "/org/svirt1/job/1"}.get(
+        interface, ROOT
+    )
 
 
 WRONG: list[tuple[str, list[Any]]] = [

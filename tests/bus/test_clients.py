@@ -102,7 +102,8 @@ def test_busctl(daemon: Daemon, client: Client, tmp_path: Path) -> None:
         owners = busctl("call", ROOT, MANAGER, "FindOwners", "s", str(disk))[0]
         assert owners[0]["vm"] == {"type": "s", "data": "b 1"}
         tree = run("busctl", "tree", "--list", NAME).split()
-        assert tree == ["/", "/org", ROOT, "/org/svirt1/job", "/org/svirt1/vm", path]
+        folders = ["/org/svirt1/group", "/org/svirt1/job", "/org/svirt1/vm"]
+        assert tree == ["/", "/org", ROOT, *folders, path]
         shown = {
             row[0]: row[1:]
             for row in table(run("busctl", "--no-legend", "introspect", NAME, path, VM))
@@ -198,7 +199,8 @@ def test_introspection_of_every_object_is_the_contract(daemon: Daemon, client: C
     paths = {
         "/": ["org"],
         "/org": ["svirt1"],
-        ROOT: ["job", "vm"],
+        ROOT: ["group", "job", "vm"],
+        "/org/svirt1/group": [],
         "/org/svirt1/job": [],
         "/org/svirt1/vm": ["vm"],
         "/org/svirt1/vm/vm": [],

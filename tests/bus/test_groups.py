@@ -89,7 +89,7 @@ def test_a_persistent_vm_joins_and_leaves(client: Client, group: int, tmp_path: 
     disk = image(tmp_path / "a.img")
     vm = f"{ROOT}/vm/kept"
     client.acquire("kept", persistent=Variant("b", True))
-    member = {"path": vm, "interface": VM}
+    member: dict[str, Any] = {"path": vm, "interface": VM}
     client.call("JoinGroup", "sa{sv}", "g", {}, **member)
     assert client.properties("kept")["LastingGroups"] == ["g"]
     assert client.error("DeleteGroup", "sa{sv}", "g", {}).name == ERROR + "ResourceBusy"

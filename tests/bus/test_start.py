@@ -70,7 +70,7 @@ def starter(sandbox: Sandbox, client: Client, tmp_path: Path) -> Starter:
 @pytest.mark.parametrize(
     ("text", "rest"),
     [
-        ("[selinx]\n", "[selinx]: unknown section; expected one of [drift], [labels], "),
+        ("[selinx]\n", "[selinx]: unknown section; expected one of [drift], [goals], [labels], "),
         ("[launch]\nprivate = 'c0'\n", "[launch] private: unknown key; expected one of answer-"),
         ("[selinux]\nrequire = 'maybe'\n", "[selinux] require: 'maybe' cannot be used; expected"),
         ("[labels]\nprivate = 'c0.c800'\n", "[labels] private, groups, reserved, private-size: "),
@@ -231,7 +231,7 @@ def test_other_categories_under_live_vms(starter: Starter) -> None:
     starter.config(old + '[labels]\nprivate = "c0.c500"\n')
     said = starter.refused(CANNOT_RUN)
     assert "private was 'c0.c767' and is 'c0.c500'" in said
-    assert "release and forget every VM first" in said
+    assert "forget every VM and delete every group first" in said
     starter.config(old)
     daemon.start()
     assert client.vms() == {"vm": "reserved"}
