@@ -158,10 +158,13 @@ def test_what_polkit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "files": "'/home/a/x.img', '/y\\u000a\\u000aAll is well \\u003cb\\u003e'",
         "account": "'ben'",
         "command": "'/bin/true', '-x'",
+        "group": "",
         "wall": "",
         "level": "",
         "owner": "",
     }
+    details = told(world, Action.MANAGE_GROUPS, About(group="g\n"))
+    assert details["group"] == "'g\\u000a'"
     details = told(world, Action.CLEAR_WALLS, About(vm="uid:0", wall="banks\n"))
     assert (details["vm"], details["wall"]) == ("'uid:0'", "'banks\\u000a'")
     asyncio.run(world.authority.authorize(ANN, Action.RELEASE, owner_uid=1001))

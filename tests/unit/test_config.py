@@ -152,19 +152,20 @@ vms = 1
 resources = 2
 vms-per-user = 3
 resources-per-user = 4
-jobs-per-user = 5
-pending-calls = 6
-pending-calls-per-sender = 7
-pending-calls-per-user = 8
-calls-at-once-per-user = 9
-command-bytes = 10
-listed-vms = 11
-dialogs-per-user = 12
-pending-bytes = 13
-pending-bytes-per-user = 14
-pending-fds-per-user = 15
+groups-per-user = 5
+jobs-per-user = 6
+pending-calls = 7
+pending-calls-per-sender = 8
+pending-calls-per-user = 9
+calls-at-once-per-user = 10
+command-bytes = 11
+listed-vms = 12
+dialogs-per-user = 13
+pending-bytes = 14
+pending-bytes-per-user = 15
+pending-fds-per-user = 16
 [polkit]
-dialog-timeout = 60
+dialog-timeout = 61
 [wall.banks]
 classes = [["bank-a", "bank-a.old"], ["bank-b"]]
 scope = "owner"
@@ -195,7 +196,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         drift_repair=False,
         drift_interval_s=10,
         dialog_timeout_s=60,
-        limits=Limits(*range(1, 16)),
+        limits=Limits(*range(1, 17)),
         walls=(Wall("banks", (("bank-a", "bank-a.old"), ("bank-b",)), Scope.OWNER),),
     )
     assert read.shape.private == tuple(range(1, 9))
