@@ -6,8 +6,8 @@ from typing import Any, Final
 
 from svirtd.core import goals
 from svirtd.core.goals import BUILT_INS, Goal, Goals
-from svirtd.core.levels import parse_sensitivities
 from svirtd.core.groups import AtEnd, Writers
+from svirtd.core.levels import parse_sensitivities
 from svirtd.core.model import (
     Access,
     Command,

@@ -165,7 +165,7 @@ pending-bytes = 14
 pending-bytes-per-user = 15
 pending-fds-per-user = 16
 [polkit]
-dialog-timeout = 61
+dialog-timeout = 60
 [wall.banks]
 classes = [["bank-a", "bank-a.old"], ["bank-b"]]
 scope = "owner"
