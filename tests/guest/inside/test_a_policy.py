@@ -2,7 +2,7 @@
 """The loaded policy, asked: what svirtd and its VMs may do, and what they may not."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -39,10 +39,21 @@ def members(attribute: str) -> set[str]:
 
 def targets(permission: str, kind: str) -> set[str]:
     """Every type on which svirtd_t has a permission by some rule."""
-    query = setools.TERuleQuery(
-        loaded(), ruletype=["allow"], source="svirtd_t", tclass=[kind], perms=[permission]
-    )
-    return {str(one) for rule in query.results() for one in rule.target.expand()}
+    return {target for target, of, may in rules("svirtd_t") if of == kind and permission in may}
+
+
+@cache
+def rules(domain: str) -> Sequence[tuple[str, str, frozenset[str]]]:
+    """Every rule that allows a domain something, whatever the booleans are: target, class, what.
+
+    Asked once of each: a look through all rules takes seconds here.
+    """
+    query = setools.TERuleQuery(loaded(), ruletype=["allow"], source=domain)
+    return [
+        (str(target), str(rule.tclass), frozenset(map(str, rule.perms)))
+        for rule in query.results()
+        for target in rule.target.expand()
+    ]
 
 
 def test_the_daemon_runs_in_its_domain() -> None:
@@ -105,14 +116,6 @@ def test_every_domain_of_vms_is_bound_by_categories() -> None:
     assert domains <= members("mcs_constrained_type")
 
 
-def rules(domain: str) -> Iterator[tuple[str, str, set[str]]]:
-    """Every rule that allows a domain something, whatever the booleans are: target, class, what."""
-    query = setools.TERuleQuery(loaded(), ruletype=["allow"], source=domain)
-    for rule in query.results():
-        for target in rule.target.expand():
-            yield str(target), str(rule.tclass), {str(one) for one in rule.perms}
-
-
 @pytest.mark.parametrize("domain", SEALED)
 def test_a_domain_without_network_has_no_rule_about_one(domain: str) -> None:
     found = [(target, kind, may) for target, kind, may in rules(domain) if "socket" in kind]
@@ -133,7 +136,7 @@ def test_a_domain_without_network_has_no_rule_about_one(domain: str) -> None:
 
 @pytest.mark.parametrize("domain", GOALS)
 def test_a_goals_domain_runs_nothing_and_asks_nobody(domain: str) -> None:
-    found = list(rules(domain))
+    found = rules(domain)
     asked = {target for target, kind, _ in found if kind == "dbus"}
     assert asked == set()
     assert not [one for one in found if one[1].startswith("cap") or one[1] == "user_namespace"]
@@ -144,7 +147,7 @@ def test_a_goals_domain_runs_nothing_and_asks_nobody(domain: str) -> None:
 
 
 def test_a_viewer_writes_nothing_but_its_own() -> None:
-    found = list(rules("svirtd_view_t"))
+    found = rules("svirtd_view_t")
     files = {"file", "dir", "blk_file", "lnk_file", "sock_file", "fifo_file"}
     change = {"write", "append", "create", "setattr", "unlink", "rename", "link", "add_name"}
     changed = {target for target, kind, may in found if kind in files and may & change}
