@@ -70,7 +70,7 @@ def begin_acquire(
     """
     known, vm, decided = decide(db, doors, caller, request, seen, others, goal, pool.draw_rank)
     decided.refuse()
-    if decided.decisions or launching is not None:
+    if decided.decisions or launching is not None or vm.groups:
         # Said before it is true, so that nobody has to wait for a second entry once it is: until
         # the reply the VM has not been announced, and a failure takes it out of the book. A unit
         # that ends in its first moment is found by this state, too.

@@ -85,6 +85,21 @@ def test_read_by_all_members(client: Client, group: int, tmp_path: Path) -> None
     assert label(disk) is None
 
 
+def test_a_vm_that_has_nothing_but_the_group(client: Client, group: int) -> None:
+    """Somebody may run it under its label, with the group's category: it is in the group."""
+    client.call("Acquire", ACQUIRE, "bare", [], in_groups("g") | {"persistent": Variant("b", True)})
+    assert client.properties("bare")["State"] == "labelled"
+    assert view(client)["Members"] == ["bare"]
+    refused = client.error("DeleteGroup", "sa{sv}", "g", {})
+    assert refused.name == ERROR + "ResourceBusy"
+    refused = client.error("Acquire", ACQUIRE, "bare", [], {})
+    assert refused.name == ERROR + "VMExists"
+    client.release("bare")
+    assert view(client)["Members"] == []
+    assert client.properties("bare")["Groups"] == []
+    client.call("Forget", "sa{sv}", "bare", {})
+
+
 def test_a_persistent_vm_joins_and_leaves(client: Client, group: int, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     vm = f"{ROOT}/vm/kept"
