@@ -203,6 +203,8 @@ def group_details(found: Values, user: UserName, on: Screen, zone: tzinfo | None
         ("Created", when(found["CreatedAt"]) if "CreatedAt" in found else ""),
     ]
     text = render.pairs(rows, on)
+    if "Members" not in found:
+        return text + "\nThe rest is for its owner, the owners of its VMs and root to see.\n"
     grants = [
         (
             one.get("vm", ""),

@@ -113,6 +113,7 @@ def vm_details(
         *public,
         ("Goal", vm.get("Goal", "")),
         ("Groups", ", ".join(map(str, vm.get("Groups", ())))),
+        ("Lasting", ", ".join(map(str, vm.get("LastingGroups", ())))),
         ("Unit", vm.get("Unit", "")),
         ("Main PID", vm.get("MainPID", 0) or ""),
         ("Process", vm.get("ProcessContext", "")),
@@ -127,7 +128,7 @@ def vm_details(
     text = _notice(screen, enforced=enforced) + pairs(rows, screen)
     held = [
         (
-            one.get("access", ""),
+            one.get("access", "") + (f" ({one['group']})" if one.get("group") else ""),
             one.get("path", ""),
             one.get("context", ""),
             one.get("original", "unknown"),

@@ -48,6 +48,15 @@ def vm(**changes: object) -> dict[str, object]:
     return values | changes
 
 
+def test_groups_of_a_vm() -> None:
+    resource = {"path": "/x", "access": "group", "group": "team", "context": "c", "original": "o"}
+    groups = {"Groups": ["team"], "LastingGroups": ["old", "team"], "Resources": [resource]}
+    text = render.vm_details(vm(**groups), user, PLAIN, UTC, enforced=True)
+    assert "Groups      team\n" in text
+    assert "Lasting     old, team\n" in text
+    assert "group (team)  /x" in text
+
+
 def test_shown_escapes_what_a_terminal_would_act_on() -> None:
     assert render.shown(HOSTILE) == (
         r"a\x1b]0;owned\x07b\x1b[2Jc\u202ed\u2066e\nNAME ok\r\t\x9bf\x7f\u2028\xadg"
