@@ -101,11 +101,8 @@ def vms_of(db: Database, subject: str) -> list[VM]:
 
 
 def vms_in_groups(db: Database) -> list[VM]:
-    """Return the VMs that are in groups in this run."""
-    return _named(
-        db,
-        db.execute("SELECT name FROM vm WHERE state <> 'reserved' AND groups <> ''").fetchall(),
-    )
+    """Return the VMs that are in groups in this run, in whatever state. Looks at every VM."""
+    return _named(db, db.execute("SELECT name FROM vm WHERE groups <> ''").fetchall())
 
 
 def _named(db: Database, names: Iterable[tuple[str]]) -> list[VM]:

@@ -15,6 +15,7 @@ from svirtd.book.store import Database
 from svirtd.core.groups import AtEnd, Grant, Group, GroupView, Writers, refuse_member
 from svirtd.core.model import VM, Caller, State
 from svirtd.core.names import shown
+from svirtd.engine import walls
 from svirtd.engine.authorize import About, Action
 from svirtd.engine.calendar import now_us
 from svirtd.engine.decide import OtherSets, group_named
@@ -147,6 +148,8 @@ class Groups:
             granted = rows.grant_of(db, name, vm_name)
             by_root = caller.uid == 0
             refuse_member(group, vm_name, now.owner_uid, by_root, granted, now_us())
+            # Judged already here: a wall would keep the VM from each of its starts.
+            walls.refuse(db, self._doors, now, (*now.lasting, name))
             _refuse_fleeting(now, name)
             if not next_start and name not in now.lasting:
                 _refuse_running(now, name, joining=True)

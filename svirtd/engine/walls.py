@@ -40,7 +40,7 @@ class View:
 
 def refuse(db: Database, doors: Doors, vm: VM, joining: Iterable[str] = ()) -> None:
     """Raise WallConflict if a VM may not be in its groups of this run and those that it joins."""
-    groups = {*vm.groups, *joining}
+    groups = sorted({*vm.groups, *joining})
     if doors.config.walls and groups:
         conflict = _conflict(db, doors.config.walls, vm, groups)
         if conflict is not None:

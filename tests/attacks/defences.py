@@ -166,6 +166,10 @@ DEFENCES: Final[dict[str, Defence]] = {
         "what was authorized, or seen, is about one VM; a later one of its name is another",
         (("svirtd.engine.requests", "_refuse_other", _always(None)),),
     ),
+    "who has held one side of a wall never gets the other": Defence(
+        "what a VM and its owner have held is looked at before a group's label is given",
+        (("svirtd.engine.walls", "refuse", _always(None)),),
+    ),
     "one user has a bounded part of what is under way": Defence(
         "calls are counted by user, however many connections he has",
         (
