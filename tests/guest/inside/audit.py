@@ -6,7 +6,7 @@ A test that provokes a denial says so and takes it off the account; the last tes
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -114,19 +114,37 @@ class Audit:
         `source` and `target` are contexts, or patterns of them with "*"; `kind` may be one of
         several classes. What else is denied meanwhile stays on the account.
         """
+        with self.each_denied(source, [(permissions, target, kind)]):
+            yield
+
+    @contextmanager
+    def each_denied(self, source: str, wanted: Sequence[tuple[str, str, str]]) -> Iterator[None]:
+        """As denied(), for several: permissions, target and kind of each."""
         before = {one.text for one in self.denials()}
         yield
 
-        def seen() -> list[Denial]:
-            return [
-                one
-                for one in self.denials()
-                if one.text not in before
-                and one.permissions & set(permissions.split())
-                and fnmatchcase(str(one.source), source)
-                and fnmatchcase(str(one.target), target)
-                and one.kind in kind.split()
-            ]
+        def found() -> list[list[Denial]]:
+            fresh = [one for one in self.denials() if one.text not in before]
+            return [[one for one in fresh if _matches(one, source, *each)] for each in wanted]
 
-        found = wait_for(f"a denial of {permissions} on {target} to {source}", seen)
-        self.expected.update(one.text for one in found)
+        seen: list[list[Denial]] = []
+
+        def complete() -> bool:
+            seen[:] = found()
+            return all(seen)
+
+        try:
+            wait_for("every denial", complete)
+        except AssertionError:
+            missing = [each for each, ones in zip(wanted, seen, strict=True) if not ones]
+            raise AssertionError(f"not denied to {source}: {missing}") from None
+        self.expected.update(one.text for ones in seen for one in ones)
+
+
+def _matches(one: Denial, source: str, permissions: str, target: str, kind: str) -> bool:
+    return (
+        bool(one.permissions & set(permissions.split()))
+        and fnmatchcase(str(one.source), source)
+        and fnmatchcase(str(one.target), target)
+        and one.kind in kind.split()
+    )

@@ -56,6 +56,18 @@ def qemu(
     return argv
 
 
+def captive() -> list[str]:
+    """Return a command that runs captive.py."""
+    if not CAPTIVE.exists():
+        shutil.copy(Path("/usr/bin/python3").resolve(), CAPTIVE)
+        set_label(CAPTIVE, "system_u:object_r:qemu_exec_t:s0")
+    # Where every VM may read what it runs: not all may read what lies about in /srv.
+    program = Path("/usr/local/share/captive.py")
+    shutil.copy(Path(__file__).with_name("captive.py"), program)
+    set_label(program, "system_u:object_r:usr_t:s0")
+    return [str(CAPTIVE), "-I", "-S", str(program), "{runtime}/control"]
+
+
 class Machine:
     """A VM that svirtd started and that can be talked to through a channel."""
 
@@ -136,6 +148,10 @@ class Qemu(Machine):
         named = resources(*disks) + resources(*read_only, access="readonly")
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "qmp")
+        self.greet()
+
+    def greet(self) -> None:
+        """Take the monitor's greeting and ask it to listen."""
         greeting = self.read()
         while "event" in greeting:
             # QEMU keeps what happens before the first monitor connects, and tells it first.
@@ -179,11 +195,7 @@ class Captive(Machine):
     def __init__(
         self, client: Client, name: str, *disks: Path, access: str = "exclusive", **options: Variant
     ) -> None:
-        if not CAPTIVE.exists():
-            shutil.copy(Path("/usr/bin/python3").resolve(), CAPTIVE)
-            set_label(CAPTIVE, "system_u:object_r:qemu_exec_t:s0")
-        program = Path(__file__).with_name("captive.py")
-        argv = [str(CAPTIVE), "-I", str(program), "{runtime}/control"]
+        argv = captive()
         named = [{"path": Variant("s", str(d)), "access": Variant("s", access)} for d in disks]
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "control")
