@@ -24,6 +24,7 @@ from svirtd.engine.authorize import Authority
 from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
 from svirtd.engine.dialogs import Dialogs
+from svirtd.engine.digests import Digests
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement
@@ -90,7 +91,7 @@ class Service:
     ) -> None:
         """Serve until a signal or the loss of the bus ends it."""
         bus = await Connection.open(call_max_bytes=_CALL_MAX_BYTES)
-        threads = file_threads(_FILE_THREADS)
+        threads, digests = file_threads(_FILE_THREADS), Digests(file_threads(1))
         audit = AuditLog(self._journal) if kernel.enabled() else None
         self._object_manager = ObjectManager(kernel, audit, self._journal)
         try:
@@ -117,12 +118,14 @@ class Service:
                     lambda uid: self._doors.in_file_thread(runtime.user_name, uid),
                 ),
                 file_threads=threads,
+                digests=digests,
                 spawn=self._tasks.spawn,
             )
             async with self._tasks:
                 await self._serve(bus)
         finally:
             bus.close()
+            digests.close()
             threads.shutdown()
             self._object_manager.close()
 

@@ -70,6 +70,10 @@ def _hold(hold: Hold) -> dict[str, Variant]:
     }
     if hold.group:
         shown["group"] = Variant("s", hold.group)
+    if hold.name:
+        shown["id"] = Variant("s", hold.name)
+    if hold.digest:
+        shown["digest"] = Variant("s", f"sha256:{hold.digest}")
     if hold.original_known:
         shown["original"] = Variant("s", hold.original or "")
     return shown

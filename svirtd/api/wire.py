@@ -4,7 +4,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from svirtd.core import goals
+from svirtd.core import goals, overlays
 from svirtd.core.goals import BUILT_INS, Goal, Goals
 from svirtd.core.groups import AtEnd, Writers
 from svirtd.core.levels import parse_sensitivities
@@ -17,7 +17,13 @@ from svirtd.core.model import (
     ResourceRequest,
     Terms,
 )
-from svirtd.core.names import check_group_name, check_uuid, check_vm_name, shown
+from svirtd.core.names import (
+    check_group_name,
+    check_resource_id,
+    check_uuid,
+    check_vm_name,
+    shown,
+)
 from svirtd.engine.groups import NewGrant, NewGroup
 from svirtd.engine.verify import Wanted
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
@@ -66,6 +72,8 @@ _RESOURCE: Final[Mapping[str, str]] = {
     "level": "s",
     "backing": "s",
     "recursive": "b",
+    "id": "s",
+    "overlay": "s",
 }
 _ACQUIRE: Final[Mapping[str, str]] = {
     "uuid": "s",
@@ -187,6 +195,7 @@ def read_launch(
         working_directory=_folder(given.get("working-directory", "")),
         properties=_properties(given.get("properties", {})),
     )
+    overlays.refuse_unknown_words(command.argv, request.resources)
     if sum(len(e.encode()) + 1 for e in command.environment) > command_bytes_max:
         raise LimitsExceeded(
             f"environment: more than [limits] command-bytes = {command_bytes_max} bytes"
@@ -208,10 +217,7 @@ def _request(
     goal = goals.named(known, given.get("goal", goals.ISOLATED.name))
     return Request(
         name=check_vm_name(name),
-        resources=tuple(
-            _resource(f"resource {number}", one, fds, goal)
-            for number, one in enumerate(resources, start=1)
-        ),
+        resources=_resources(resources, fds, goal),
         goal=goal.name,
         uuid=check_uuid(uuid) if uuid else "",
         persistent=given.get("persistent", False),
@@ -249,6 +255,25 @@ def _level(what: str, text: str, *, ranges: bool = True) -> str:
     return text
 
 
+def _resources(
+    given: Sequence[Options], fds: Sequence[int], goal: Goal
+) -> tuple[ResourceRequest, ...]:
+    """Read the resources, and behind them the files that are named as overlays of some."""
+    whats = [f"resource {number}" for number in range(1, len(given) + 1)]
+    found = [_resource(what, one, fds, goal) for what, one in zip(whats, given, strict=True)]
+    for what, one, resource in zip(whats, given, tuple(found), strict=True):
+        if "overlay" in one:
+            if not resource.terms.id or resource.access.writes:
+                raise InvalidArgs(
+                    f"{what}: 'overlay' takes an 'id', and access 'readonly' or 'public'"
+                )
+            path = _path(what, one["overlay"].value)
+            terms = Terms(takes=resource.terms.id)
+            found.append(ResourceRequest(path, None, Access.EXCLUSIVE, terms))
+    overlays.refuse_requests(goal, found)
+    return tuple(found)
+
+
 def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> ResourceRequest:
     given = typed(what, values, _RESOURCE)
     path, index = given.get("path"), given.get("fd")
@@ -278,11 +303,13 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
         raise InvalidArgs(f"{what}: access 'group' needs 'group', the name of the group")
     if group and access not in (Access.GROUP, Access.READONLY):
         raise InvalidArgs(f"{what}: 'group' goes with access 'group' or 'readonly', not {access!r}")
+    terms = Terms(
+        id=check_resource_id(given["id"]) if "id" in given else "",
+        group=group,
+        level=_level(what, given.get("level", ""), ranges=False),
+    )
     return ResourceRequest(
-        None if path is None else _path(what, path),
-        fd,
-        _ACCESSES[access],
-        Terms(group=group, level=_level(what, given.get("level", ""), ranges=False)),
+        None if path is None else _path(what, path), fd, _ACCESSES[access], terms
     )
 
 

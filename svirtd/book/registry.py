@@ -236,6 +236,14 @@ def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
     )
 
 
+def set_digests(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
+    """Write what was in each object when the VM got it."""
+    db.conn.executemany(
+        "UPDATE hold SET digest = ? WHERE rank = ? AND dev = ? AND ino = ?",
+        [(one.digest, vm.rank, one.identity.dev, one.identity.ino) for one in holds],
+    )
+
+
 def remove_holds(db: Database, vm: VM) -> None:
     """Delete every hold of a VM."""
     db.execute("DELETE FROM hold WHERE rank = ?", [vm.rank])

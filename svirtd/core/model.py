@@ -109,7 +109,8 @@ class Terms:
     """How a resource is to be held, beyond the access.
 
     `id` is what the request calls it. `group`: labelled by that group's category. `level`: empty
-    for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how.
+    for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how. `takes`:
+    the id of the resource over which it is the overlay.
     """
 
     id: str = ""
@@ -117,6 +118,7 @@ class Terms:
     level: str = ""
     until_us: int = 0
     at_end: AtEnd = AtEnd.REPORT
+    takes: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +316,7 @@ class FindingKind(enum.StrEnum):
     MISSING = "missing"
     REPLACED = "replaced"
     UNSYNCED = "unsynced"
+    ALTERED = "altered"
     FAILED = "failed"
     UNFINISHED = "unfinished"
     ENDED = "ended"

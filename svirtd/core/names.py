@@ -10,6 +10,7 @@ from svirtd.errors import InvalidArgs
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@:+-]{0,58}[A-Za-z0-9._@:+-])?")
 _SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+_RESOURCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _UNIT_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789:_.")
 _SHOWN_CHARS = 64
@@ -47,6 +48,16 @@ def check_group_name(name: str) -> str:
             ". _ -, and begins with a letter or digit"
         )
     return name
+
+
+def check_resource_id(text: str) -> str:
+    """Return `text` if a request can call a resource so. Raises InvalidArgs."""
+    if not _RESOURCE_ID.fullmatch(text):
+        raise InvalidArgs(
+            f"id {shown(text)} cannot be a resource's; it has 1 to 32 ASCII letters, digits or "
+            "_ -, and begins with a letter or digit"
+        )
+    return text
 
 
 def check_uuid(text: str) -> str:

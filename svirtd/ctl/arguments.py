@@ -21,7 +21,7 @@ _SIZE_EXPONENT: Final = {unit: exponent for exponent, unit in enumerate(["", *"K
 # Unit files say seconds, the bus says microseconds.
 _SPANS: Final = {"RuntimeMaxSec": "RuntimeMaxUSec", "TimeoutStopSec": "TimeoutStopUSec"}
 # The keys of a resource, see org.svirt1(5), that can be said behind its path.
-_TERMS: Final = ("id", "group", "level", "until", "at-end")
+_TERMS: Final = ("id", "group", "level", "until", "at-end", "overlay")
 _KEYS: Final = r"(?:,[a-z-]+=[^,]*)*"
 _DISK = re.compile(rf"(.*):(?:({'|'.join(Access)})({_KEYS})|(group=[^,]*{_KEYS}))", re.S)
 _CATEGORIES = re.compile(r"c\d+(?:[.,]c\d+)*")
@@ -31,11 +31,12 @@ _CATEGORIES = re.compile(r"c\d+(?:[.,]c\d+)*")
 class Disk:
     """A resource as the command line names it; `path` is absolute.
 
-    `terms` are further keys of the contract's, with what was said for each.
+    `access` is None where the goal's default is meant. `terms` are further keys of the contract's,
+    with what was said for each.
     """
 
     path: str
-    access: Access
+    access: Access | None
     terms: tuple[tuple[str, str | int], ...] = ()
 
 
@@ -82,7 +83,7 @@ def parse_disk(text: str) -> Disk:
     """
     found = _DISK.fullmatch(text)
     if found is None:
-        return Disk(absolute(text), Access.EXCLUSIVE)
+        return Disk(absolute(text), None)
     path, access, behind, short = found.groups()
     terms: dict[str, str | int] = {}
     for pair in filter(None, (behind or short or "").split(",")):
@@ -91,11 +92,20 @@ def parse_disk(text: str) -> Disk:
             raise ValueError(f"{key!r} is not known behind a path; known: {', '.join(_TERMS)}")
         if key in terms or not value:
             raise ValueError(f"{key} is {'given twice' if key in terms else 'empty'}")
-        terms[key] = until_us(value, time.time_ns() // 1000) if key == "until" else carried(value)
+        terms[key] = _term(key, value)
     how = Access(access) if access else Access.GROUP
     if how is Access.GROUP and "group" not in terms:
         raise ValueError("access 'group' takes the name of one: PATH:group=NAME")
     return Disk(absolute(path), how, tuple(terms.items()))
+
+
+def _term(key: str, value: str) -> str | int:
+    match key:
+        case "until":
+            return until_us(value, time.time_ns() // 1000)
+        case "overlay":
+            return absolute(value)
+    return carried(value)
 
 
 def parse_environment(text: str) -> str:

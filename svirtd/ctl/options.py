@@ -106,7 +106,8 @@ def request_options(function: _F) -> _F:
             multiple=True,
             type=click.Path(),
             callback=parsed(arguments.parse_disk),
-            help="Image file or block device. exclusive (the default): for this VM alone. "
+            help="Image file or block device. exclusive (what most goals take if none is said): "
+            "for this VM alone. "
             "readonly: so, and it only reads. public: any VM may read it. group=NAME: for the VMs "
             "of a group; readonly,group=NAME: so, and they only read. Repeatable.",
         ),

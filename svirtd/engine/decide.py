@@ -12,7 +12,7 @@ from typing import Protocol
 from svirtd.book import groups as group_rows
 from svirtd.book import registry
 from svirtd.book.connection import Database
-from svirtd.core import foreign, goals, levels
+from svirtd.core import foreign, goals, levels, zones
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group, over, refuse_member, refuse_second_writer
 from svirtd.core.mcs import format_categories, parse_context
@@ -64,7 +64,7 @@ def decide(
     known = _usable(db, request.name, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     writes = goal.writes_images(doors.contexts)
-    members = _groups(db, doors, caller, request, known, others, writes=writes)
+    members = _groups(db, doors, caller, request, known, others, goal, writes=writes)
     if members and doors.enforcement.levels:
         raise NotSupported(
             "groups: the loaded policy has levels (MLS), and under it a VM writes only what is at "
@@ -173,6 +173,7 @@ def _groups(
     request: Request,
     known: VM | None,
     others: OtherSets,
+    goal: Goal,
     *,
     writes: bool,
 ) -> Mapping[str, Group]:
@@ -197,7 +198,9 @@ def _groups(
             for vm in group_rows.members_now(db, group.name)
         ]
         refuse_second_writer(group, request.name, writes=writes, others=writers)
+    zones.refuse_by_goal(goal, request.name, tuple(found.values()))
     if found:
+        refuse_meeting(db, request.name, tuple(found.values()))
         refuse_foreign_members(db, list(found.values()), others)
     return found
 
@@ -208,6 +211,26 @@ def group_named(db: Database, name: str) -> Group:
     if group is None:
         raise NoSuchGroup(f"no group is named {shown(name)}; see svirtctl group list")
     return group
+
+
+def refuse_meeting(db: Database, vm_name: str, groups: Sequence[Group]) -> None:
+    """Raise WallConflict if zones would meet in a VM of this name with these groups."""
+    members = {
+        group.name: {
+            vm.name: _zones(db, vm)
+            for vm in group_rows.members(db, group.name)
+            if vm.name != vm_name
+        }
+        for group in groups
+    }
+    zones.refuse_meeting(vm_name, groups, members)
+
+
+def _zones(db: Database, vm: VM) -> frozenset[str]:
+    """Return the zones that a VM is in, and those that it is to be in at its next start."""
+    names = {*vm.groups, *group_rows.lasting(db, vm)}
+    found = (group_rows.by_name(db, name) for name in names)
+    return frozenset(one.name for one in found if one is not None and one.namespace)
 
 
 def refuse_foreign_members(db: Database, groups: Sequence[Group], others: OtherSets) -> None:

@@ -15,6 +15,7 @@ from svirtd.core.model import Contexts
 from svirtd.core.plan import Rules
 from svirtd.core.pool import Permutation, Shape
 from svirtd.engine.authorize import Authority
+from svirtd.engine.digests import Digests
 from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.goals import SiteGoals
 from svirtd.errors import Failed
@@ -50,6 +51,7 @@ class Doors:
     journal: Journal
     authority: Authority
     file_threads: ThreadPoolExecutor
+    digests: Digests
     spawn: Callable[[Coroutine[Any, Any, None]], None]
 
     @property

@@ -1,49 +1,27 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The goals of this host, and whether the loaded policy keeps them."""
 
-import os
-from collections.abc import Sequence
-
-from svirtd.core import confinement, goals
-from svirtd.core.confinement import Properties
+from svirtd.core import goals
 from svirtd.core.goals import Goal, Goals, Network
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import Access, Contexts, Kind
+from svirtd.core.model import Contexts, Request
 from svirtd.engine.enforcement import Enforcement
 from svirtd.errors import InvalidArgs, LabelRefused
-from svirtd.host.opening import Opened
 
 
-def refuse_to_acquire(goal: Goal) -> None:
-    """Raise InvalidArgs for a goal that takes a unit which svirtd starts.
+def refuse_to_acquire(goal: Goal, request: Request) -> None:
+    """Raise InvalidArgs for what takes a unit that svirtd starts.
 
     A VM that somebody else starts has no network where its type says so; into the namespace of a
-    zone nothing but its start could put it.
+    zone nothing but its start could put it, and its overlays are where only its start makes them.
     """
     if goal.network is Network.ZONE:
         raise InvalidArgs(
             f"goal {goal.name!r} puts a VM into the network of its zone, which only a launch can; "
             "launch it, or acquire with another goal"
         )
-
-
-def bounds(goal: Goal, opened: Sequence[Opened], namespace: str = "") -> Properties:
-    """Return what systemd keeps a VM in that was given these resources.
-
-    `namespace` is that of its zone, empty without one. Raises InvalidArgs.
-    """
-    if goal.network is Network.ZONE and not namespace:
-        raise InvalidArgs(
-            f"goal {goal.name!r} takes exactly one group that is a zone, and the VM is in none; "
-            "put it into one (option 'groups', or JoinGroup)"
-        )
-    disks = []
-    for one in opened:
-        if one.seen.kind is Kind.BLOCK:
-            number = os.fstat(one.fd).st_rdev
-            writes = one.seen.access is Access.EXCLUSIVE
-            disks.append((os.major(number), os.minor(number), writes))
-    return confinement.properties(goal, namespace, disks)
+    if any(one.terms.takes for one in request.resources):
+        raise InvalidArgs("'overlay' is for a launch: who starts the VM himself makes his overlays")
 
 
 class SiteGoals:

@@ -18,7 +18,7 @@ from svirtd.core.names import shown
 from svirtd.engine import walls
 from svirtd.engine.authorize import About, Action
 from svirtd.engine.calendar import now_us
-from svirtd.engine.decide import OtherSets, group_named
+from svirtd.engine.decide import OtherSets, group_named, refuse_meeting
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
@@ -150,6 +150,8 @@ class Groups:
             refuse_member(group, vm_name, now.owner_uid, by_root, granted, now_us())
             # Judged already here: a wall would keep the VM from each of its starts.
             walls.refuse(db, self._doors, now, (*now.lasting, name))
+            names = sorted({*now.lasting, name})
+            refuse_meeting(db, vm_name, [group_named(db, one) for one in names])
             _refuse_fleeting(now, name)
             if not next_start and name not in now.lasting:
                 _refuse_running(now, name, joining=True)

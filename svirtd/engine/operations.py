@@ -13,6 +13,7 @@ from dataclasses import replace
 from svirtd.book import ledger, registry
 from svirtd.book.pool import Suspect
 from svirtd.core.devices import is_parked
+from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Identity, Operation, State, Step
 from svirtd.core.names import shown
@@ -52,6 +53,15 @@ class Operations:
         except Undone as undone:
             await self._abandon(operation, undone.outcomes)
             raise undone.error from undone
+
+    async def take_digests(self, goal: Goal, entry: Entry, opened: Sequence[Opened]) -> Entry:
+        """Return an entry with the digests that its goal wants, which are in the book by then."""
+        after = await self._doors.digests.take(goal, entry, opened)
+        if after != entry:
+            await self._doors.store.write(
+                lambda db: registry.set_digests(db, after.vm, after.holds)
+            )
+        return after
 
     async def take_back(self, operation: Operation) -> None:
         """Undo an acquisition or launch whose labels may stand, in whole or in part."""
@@ -131,6 +141,8 @@ class Operations:
     async def finish_release(self, operation: Operation, entry: Entry, cause: Cause) -> None:
         """Take the steps of an open release and close it. Raises Drift if one cannot be taken."""
         doors, vm = self._doors, operation.vm
+        # While the label still keeps others out: afterwards it would prove nothing.
+        altered = await doors.digests.compare(vm, entry.holds)
         outcomes = await self._take(operation.steps)
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
@@ -149,6 +161,7 @@ class Operations:
         reach(Point.CLOSE_AFTER)
         if vm.unit:
             self._units.forget(vm)
+        self._events.drift(altered)
         self._events.drift(apply.findings(vm, outcomes))
         self._events.drift(unknown.findings(vm, entry.holds, operation.steps))
         if kept is None:

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from svirtd.book import registry
-from svirtd.core.confinement import Properties
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request, State
@@ -26,6 +25,7 @@ from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.openings import Held, Openings
 from svirtd.engine.operations import Operations, vm_named
+from svirtd.engine.outfit import Outfit, outfit_of
 from svirtd.engine.units import Units
 from svirtd.errors import (
     Failed,
@@ -70,7 +70,7 @@ class Requests:
         """Label the resources for a VM that somebody else starts."""
         await self._may(caller, Action.LABEL, request)
         goal = self._doors.goals.named(request.goal)
-        goals.refuse_to_acquire(goal)
+        goals.refuse_to_acquire(goal, request)
         await self._may_choose_level(caller, request)
         async with (
             self._openings.lifted(caller, request) as held,
@@ -81,7 +81,7 @@ class Requests:
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
                 begun = await self._begin(caller, request, goal, opened, None)
-                entry = await self._label_all(begun, opened)
+                entry = await self._label_all(begun, opened, goal)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("acquire", caller.uid))
         return entry.vm
@@ -247,12 +247,17 @@ class Requests:
         reach(Point.BEGIN_AFTER)
         return begun
 
-    async def _label_all(self, begun: Begun, opened: Sequence[Opened]) -> Entry:
+    async def _label_all(self, begun: Begun, opened: Sequence[Opened], goal: Goal) -> Entry:
         if begun.operation is None:
             return begun.entry
         await self._operations.label(begun.operation, opened)
+        try:
+            entry = await self._operations.take_digests(goal, begun.entry, opened)
+        except Exception:
+            await self._operations.take_back(begun.operation)
+            raise
         self._operations.finish_acquire(begun.operation)
-        return begun.entry
+        return entry
 
     async def _label_and_start(
         self,
@@ -266,8 +271,9 @@ class Requests:
             raise Failed("a launch has no entry in the ledger; nothing was started")
         await self._operations.label(begun.operation, opened)
         try:
-            bounds = goals.bounds(goal, opened)
-            return await self._start(begun.operation, begun.entry, command, account, bounds)
+            entry = await self._operations.take_digests(goal, begun.entry, opened)
+            outfit = await outfit_of(self._doors, goal, entry.vm, opened)
+            return await self._start(begun.operation, entry, command, account, outfit)
         except BusLost:
             raise  # what became of the unit is not known: the next start looks and settles it
         except UnitStuck as error:
@@ -285,9 +291,9 @@ class Requests:
         entry: Entry,
         command: Command,
         account: runtime.Account,
-        bounds: Properties,
+        outfit: Outfit,
     ) -> Entry:
-        main_pid = await self._units.start(entry.vm, command, account, bounds)
+        main_pid = await self._units.start(entry.vm, command, account, outfit)
         try:
             return await self._operations.finish_launch(operation, entry, main_pid)
         except BusLost:

@@ -4,12 +4,13 @@
 from collections.abc import Awaitable, Callable
 
 from svirtd.book import registry
-from svirtd.core.confinement import Properties
 from svirtd.core.model import VM, Command
 from svirtd.core.names import machine_id, machine_name
+from svirtd.core.overlays import filled
 from svirtd.core.unit_state import UnitState
 from svirtd.engine.again import until_done
 from svirtd.engine.doors import Doors
+from svirtd.engine.outfit import Outfit
 from svirtd.errors import LabelRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import runtime
@@ -17,8 +18,6 @@ from svirtd.host.bus import BusLost
 from svirtd.host.journal import MessageId, Priority
 from svirtd.host.runtime import Account
 from svirtd.host.unit import UnitSpec
-
-_RUNTIME = "{runtime}"
 
 
 class Units:
@@ -32,29 +31,33 @@ class Units:
         doors.systemd.on_change = self._changed
         doors.systemd.on_renewed = self._renewed
 
-    async def start(self, vm: VM, command: Command, account: Account, bounds: Properties) -> int:
+    async def start(self, vm: VM, command: Command, account: Account, outfit: Outfit) -> int:
         """Make the runtime folder, start the unit, check the label; returns the main process.
 
-        `bounds` are what its goal keeps the unit in.
         Raises UnitFailed, LabelRefused, Failed; no process is left then, the folder may be. Raises
         UnitStuck if a process may be left.
         """
         doors = self._doors
         await doors.in_file_thread(
-            runtime.make_folder, doors.kernel, vm.runtime_dir, account, vm.image_context
+            runtime.make_folder,
+            doors.kernel,
+            vm.runtime_dir,
+            account,
+            vm.image_context,
+            outfit.overlays,
         )
         reach(Point.FOLDER_MADE)
         spec = UnitSpec(
             name=vm.unit,
             description=f"Virtual machine {vm.name}",
-            argv=tuple(arg.replace(_RUNTIME, vm.runtime_dir) for arg in command.argv),
+            argv=tuple(filled(argument, outfit.words) for argument in command.argv),
             context=vm.process_context,
             user=account.name,
             slice=doors.config.slice,
             environment=(*command.environment, f"SVIRT_RUNTIME_DIR={vm.runtime_dir}"),
             working_directory=command.working_directory,
             properties=command.properties,
-            bounds=bounds,
+            bounds=outfit.bounds,
         )
         reach(Point.START_BEFORE)
         state = await doors.systemd.start(spec, timeout_s=doors.config.start_timeout_s)

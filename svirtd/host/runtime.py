@@ -7,9 +7,11 @@ The folder belongs to the VM, and a VM may be hostile: nothing in it is trusted 
 import errno
 import os
 import pwd
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from svirtd.core.names import shown_to_judge
+from svirtd.core.overlays import Overlay
 from svirtd.errors import Failed, InvalidArgs
 from svirtd.host import removal
 from svirtd.host.kernel import Kernel
@@ -51,8 +53,13 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def make_folder(kernel: Kernel, path: str, owner: Account, label: str) -> None:
-    """Make the folder, owned by `owner` alone and labelled. Raises LabelRefused, Failed."""
+def make_folder(
+    kernel: Kernel, path: str, owner: Account, label: str, overlays: Mapping[str, Overlay]
+) -> None:
+    """Make the folder, owned by `owner` alone and labelled, with overlays by name.
+
+    Raises LabelRefused, Failed.
+    """
     try:
         above = os.path.dirname(path)
         os.makedirs(above, exist_ok=True)
@@ -61,14 +68,31 @@ def make_folder(kernel: Kernel, path: str, owner: Account, label: str) -> None:
         os.mkdir(path, 0o700)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchown(fd, owner.uid, owner.gid)
             kernel.check_context(label)
+            # While the folder is still root's: nobody can have anything in it.
+            for name, overlay in overlays.items():
+                _make_overlay(kernel, fd, name, owner, label, overlay)
+            os.fchown(fd, owner.uid, owner.gid)
             kernel.write_label(fd, label)
         finally:
             os.close(fd)
     except OSError as error:
         refuse_scarcity(error)
         raise Failed(f"the runtime folder {path} cannot be made: {error.strerror}") from error
+
+
+def _make_overlay(
+    kernel: Kernel, folder: int, name: str, owner: Account, label: str, overlay: Overlay
+) -> None:
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=folder)
+    try:
+        os.pwrite(fd, overlay.head, 0)
+        os.ftruncate(fd, overlay.length)
+        os.fchown(fd, owner.uid, owner.gid)
+        kernel.write_label(fd, label)
+    finally:
+        os.close(fd)
 
 
 def remove_folder(path: str) -> None:

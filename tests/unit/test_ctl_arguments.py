@@ -29,19 +29,19 @@ U64 = 2**64 - 1
 @pytest.mark.parametrize(
     ("text", "path", "access"),
     [
-        ("/a.img", "/a.img", Access.EXCLUSIVE),
+        ("/a.img", "/a.img", None),
         ("/a.img:exclusive", "/a.img", Access.EXCLUSIVE),
         ("/a.img:readonly", "/a.img", Access.READONLY),
         ("/a:b:public", "/a:b", Access.PUBLIC),
         ("/a:public:public", "/a:public", Access.PUBLIC),
-        ("/a:b", "/a:b", Access.EXCLUSIVE),
-        ("/a:PUBLIC", "/a:PUBLIC", Access.EXCLUSIVE),
-        ("/a:", "/a:", Access.EXCLUSIVE),
-        ("/a:public:", "/a:public:", Access.EXCLUSIVE),
-        ("/./a//b/", "/a/b", Access.EXCLUSIVE),
+        ("/a:b", "/a:b", None),
+        ("/a:PUBLIC", "/a:PUBLIC", None),
+        ("/a:", "/a:", None),
+        ("/a:public:", "/a:public:", None),
+        ("/./a//b/", "/a/b", None),
     ],
 )
-def test_disk(text: str, path: str, access: Access) -> None:
+def test_disk(text: str, path: str, access: Access | None) -> None:
     assert parse_disk(text) == Disk(path, access)
 
 
@@ -63,16 +63,20 @@ def test_any_file_name_can_be_a_disk_when_the_access_is_named(name: str, access:
         ("/a:b:group=team,id=x", "/a:b", Access.GROUP, {"group": "team", "id": "x"}),
         ("/a:exclusive,level=s0-s3:c1", "/a", Access.EXCLUSIVE, {"level": "s0-s3:c1"}),
         ("/a:public,id=x,at-end=stop", "/a", Access.PUBLIC, {"id": "x", "at-end": "stop"}),
-        ("/a,group=team", "/a,group=team", Access.EXCLUSIVE, {}),
+        ("/a,group=team", "/a,group=team", None, {}),
         ("/a:group=x:public", "/a:group=x", Access.PUBLIC, {}),
-        ("/a:grouped=x", "/a:grouped=x", Access.EXCLUSIVE, {}),
-        ("/a:readonly ,id=x", "/a:readonly ,id=x", Access.EXCLUSIVE, {}),
+        ("/a:grouped=x", "/a:grouped=x", None, {}),
+        ("/a:readonly ,id=x", "/a:readonly ,id=x", None, {}),
+        ("/a:readonly,id=x,overlay=/b/../c", "/a", Access.READONLY, {"id": "x", "overlay": "/c"}),
     ],
 )
-def test_disk_with_terms(text: str, path: str, access: Access, terms: dict[str, str]) -> None:
+def test_disk_with_terms(
+    text: str, path: str, access: Access | None, terms: dict[str, str]
+) -> None:
     assert parse_disk(text) == Disk(path, access, tuple(terms.items()))
     (sent,) = resources([parse_disk(text)])
-    assert {key: one.value for key, one in sent.items()} == {"path": path, "access": access} | terms
+    said = {"path": path} | ({"access": access} if access else {}) | terms
+    assert {key: one.value for key, one in sent.items()} == said
 
 
 def test_disk_until() -> None:

@@ -116,5 +116,5 @@ def test_an_empty_folder_goes_without_a_descriptor(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_not_blamed(tmp_path: Path) -> None:
     owner = runtime.Account("root", 0, 0, (0,))
     with no_descriptor(), pytest.raises(SvirtError, match="LimitNOFILE") as caught:
-        runtime.make_folder(Kernel(), str(tmp_path / "vm" / "x"), owner, "a:b:c:s0")
+        runtime.make_folder(Kernel(), str(tmp_path / "vm" / "x"), owner, "a:b:c:s0", {})
     assert isinstance(caught.value, LimitsExceeded)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a launch gives a VM beside labels: what its unit is kept in, overlays, words."""
+
+import fcntl
+import os
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from svirtd.book import groups as group_rows
+from svirtd.book.store import Database
+from svirtd.core import confinement, overlays
+from svirtd.core.confinement import Properties
+from svirtd.core.goals import Goal, Network
+from svirtd.core.model import VM, Kind
+from svirtd.core.overlays import Overlay
+from svirtd.core.zones import zone_of
+from svirtd.engine.doors import Doors
+from svirtd.errors import InvalidArgs, ResourceRefused
+from svirtd.host import netns
+from svirtd.host.opening import Opened
+
+_BLOCK_SIZE: Final = 0x80081272  # BLKGETSIZE64
+_U64: Final = struct.Struct("=Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Outfit:
+    """`bounds` are what its unit is kept in, `overlays` files of its runtime folder by name,
+    `words` what the words of its command stand for."""
+
+    bounds: Properties
+    overlays: Mapping[str, Overlay]
+    words: Mapping[str, str]
+
+
+async def outfit_of(doors: Doors, goal: Goal, vm: VM, opened: Sequence[Opened]) -> Outfit:
+    """Return what a VM with this goal and these resources gets.
+
+    Makes the caller's own files, in which writes are kept, overlays if they are empty. Raises
+    ResourceRefused, InvalidArgs, Failed.
+    """
+    namespace = ""
+    if goal.network is Network.ZONE:
+        namespace = await doors.store.read(lambda db: _namespace(db, goal, vm))
+        await doors.in_file_thread(netns.check, namespace)
+    return await doors.in_file_thread(_outfit, goal, vm, opened, namespace)
+
+
+def _namespace(db: Database, goal: Goal, vm: VM) -> str:
+    found = [group_rows.by_name(db, name) for name in vm.groups]
+    zone = zone_of(vm.name, [group for group in found if group is not None])
+    if zone is None:
+        raise InvalidArgs(
+            f"goal {goal.name!r} takes a group that is a zone, and VM {vm.name!r} is in none; name "
+            "one among the groups of the request, or join the VM to it"
+        )
+    return zone.namespace
+
+
+def _outfit(goal: Goal, vm: VM, opened: Sequence[Opened], namespace: str) -> Outfit:
+    disks = []
+    made: dict[str, Overlay] = {}
+    kept = {one.seen.terms.takes: one for one in opened if one.seen.terms.takes}
+    for one in opened:
+        seen, id_ = one.seen, one.seen.terms.id
+        if seen.kind is Kind.BLOCK:
+            number = os.fstat(one.fd).st_rdev
+            disks.append((os.major(number), os.minor(number), seen.access.writes))
+        if overlays.has_overlay(goal, seen):
+            overlay = overlays.empty(seen.path, _size(one))
+            if id_ in kept:
+                _begin(kept[id_], overlay)
+            else:
+                made[overlays.file_name(id_)] = overlay
+    paths = {id_: one.seen.path for id_, one in kept.items()}
+    meaning = overlays.words(goal, [one.seen for one in opened], vm.runtime_dir, paths)
+    return Outfit(confinement.properties(goal, namespace, disks), made, meaning)
+
+
+def _size(one: Opened) -> int:
+    if one.seen.kind is not Kind.BLOCK:
+        return os.fstat(one.fd).st_size
+    (size,) = _U64.unpack(fcntl.ioctl(one.fd, _BLOCK_SIZE, bytes(_U64.size)))
+    return int(size)
+
+
+def _begin(one: Opened, overlay: Overlay) -> None:
+    """Make an empty file an overlay; one that has something is used as it is.
+
+    It may be the overlay of an earlier run. It is not looked at: whatever it says that it lies
+    over, the VM's own process opens that, under the VM's own label.
+    """
+    if one.seen.kind is not Kind.FILE:
+        raise ResourceRefused(f"{one.seen.named} is to keep what is written, and is no file")
+    if os.fstat(one.fd).st_size:
+        return
+    try:
+        os.pwrite(one.fd, overlay.head, 0)
+        os.ftruncate(one.fd, overlay.length)
+    except OSError as error:
+        raise ResourceRefused(
+            f"{one.seen.named} cannot be made an overlay: {error.strerror}"
+        ) from error
