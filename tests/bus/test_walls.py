@@ -30,16 +30,6 @@ def configure(daemon: Daemon, text: str) -> None:
     (folder / "walls.toml").write_text(text)
 
 
-def reload(daemon: Daemon, client: Client, text: str, *expected: str) -> None:
-    """Give the daemon other walls; returns when it has them."""
-    configure(daemon, text)
-    os.kill(daemon.pid, signal.SIGHUP)
-    wait_for(
-        "the new walls",
-        lambda: [n for n, one in walls(client).items() if one["configured"]] == [*expected],
-    )
-
-
 def records(message_id: MessageId) -> list[dict[str, Any]]:
     """What the daemons have written with this id, the newest last."""
     subprocess.run(["journalctl", "--sync"], check=True)
@@ -55,6 +45,15 @@ def records(message_id: MessageId) -> list[dict[str, Any]]:
     ]
     out = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [json.loads(line) for line in out.splitlines()]
+
+
+def reload(daemon: Daemon, client: Client, text: str, *expected: str) -> None:
+    """Give the daemon other walls; returns when it has them, and what runs is recorded."""
+    before = len(records(MessageId.RELOADED))
+    configure(daemon, text)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_for("the new walls", lambda: len(records(MessageId.RELOADED)) > before)
+    assert [n for n, one in walls(client).items() if one["configured"]] == [*expected]
 
 
 @pytest.fixture
