@@ -9,10 +9,11 @@ domain that is trusted with no other level: what could not work is refused befor
 
 from dataclasses import dataclass, replace
 
+from svirtd.core.goals import Goal
 from svirtd.core.mcs import Context, Level, Range, parse_context, parse_range
 from svirtd.core.model import Access
 from svirtd.core.plan import Decision, Plan
-from svirtd.errors import ResourceRefused
+from svirtd.errors import InvalidArgs, ResourceRefused
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -45,6 +46,18 @@ def default(base: Context) -> Sensitivities:
 def asked(text: str, base: Context) -> Sensitivities:
     """Return the level that was asked for; empty is the default."""
     return parse_sensitivities(text) if text else default(base)
+
+
+def refuse_outside(goal: Goal, wanted: Sensitivities) -> None:
+    """Raise InvalidArgs for a level that a goal does not have; the default one counts as well."""
+    if goal.levels is None:
+        return
+    low, high = goal.levels
+    if not low <= wanted.low <= wanted.high <= high:
+        raise InvalidArgs(
+            f"goal {goal.name!r} is for VMs at {Sensitivities(low, high)}, and this one would be "
+            f"at {wanted}: give it such a level, or take another goal"
+        )
 
 
 def at(context: Context, wanted: Sensitivities) -> Context:

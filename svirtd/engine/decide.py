@@ -63,6 +63,7 @@ def decide(
     """
     known = _usable(db, request.name, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
+    levels.refuse_outside(goal, levels.asked(request.level, doors.contexts.process))
     writes = goal.writes_images(doors.contexts)
     members = _groups(db, doors, caller, request, known, others, goal, writes=writes)
     if members and doors.enforcement.levels:

@@ -2,16 +2,19 @@
 """Levels against the reference policy's constraints, written down a second time. Whether the kernel
 decides by these is asked of it in the guest (tests/guest/inside/mls)."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from svirtd.core import levels
+from svirtd.core.goals import ISOLATED
 from svirtd.core.levels import Sensitivities
 from svirtd.core.mcs import Level, Range, parse_context, parse_range
 from svirtd.core.model import Access, Identity, Kind, Seen, Step, Terms
 from svirtd.core.plan import Decision, Plan
-from svirtd.errors import ResourceRefused
+from svirtd.errors import InvalidArgs, ResourceRefused
 
 PROCESS = parse_context("system_u:system_r:svirt_t:s0")
 # Few sensitivities and categories, so that comparable levels are common.
@@ -258,3 +261,25 @@ def test_what_is_a_vms_own_is_at_its_low_level(process: Range) -> None:
     found = levels.beside(own, PROCESS.with_range(process))
     assert found.range == Range(process.low, process.low)
     assert levels.obstacle(process, found.range, Access.EXCLUSIVE) == ""
+
+
+@pytest.mark.parametrize(
+    ("allowed", "wanted", "fits"),
+    [
+        (None, (0, 15), True),
+        ((0, 0), (0, 0), True),
+        ((0, 3), (1, 2), True),
+        ((0, 3), (1, 4), False),
+        ((1, 3), (0, 0), False),
+        ((1, 3), (0, 3), False),
+    ],
+)
+def test_a_goal_has_its_levels(
+    allowed: tuple[int, int] | None, wanted: tuple[int, int], fits: bool
+) -> None:
+    goal = replace(ISOLATED, name="site", levels=allowed)
+    if fits:
+        levels.refuse_outside(goal, Sensitivities(*wanted))
+    else:
+        with pytest.raises(InvalidArgs, match="goal 'site' is for VMs at s"):
+            levels.refuse_outside(goal, Sensitivities(*wanted))

@@ -48,6 +48,23 @@ def test_the_original_label_comes_back_byte_for_byte(client: Client, original: s
         assert os.getxattr(path, XATTR) == before
 
 
+@pytest.mark.parametrize("level", ["s1", "s15", "s0-s1"])
+def test_a_level_takes_a_policy_with_levels(client: Client, level: str) -> None:
+    path = disk("a")
+    before = label(path)
+    options = {"level": Variant("s", level)}
+    for member in ("Acquire", "Plan"):
+        error = client.error(member, "saa{sv}a{sv}", "vm", resources(path), options)
+        assert error.name == "org.svirt1.Error.LabelRefused"
+        assert "has categories and no levels (MCS)" in error.text
+    assert label(path) == before
+    assert client.vms() == {}
+    # The lowest is everybody's.
+    client.call("Acquire", "saa{sv}a{sv}", "vm", resources(path), {"level": Variant("s", "s0")})
+    assert str(label(path)).endswith(":" + client.properties("vm")["Categories"])
+    client.release("vm")
+
+
 @pytest.mark.parametrize("kind", ["etc_t", "bin_t", "shadow_t", "svirt_image_t"])
 def test_other_types_are_refused_by_the_daemon(client: Client, audit: Audit, kind: str) -> None:
     context = f"system_u:object_r:{kind}:s0"
