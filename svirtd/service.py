@@ -33,6 +33,7 @@ from svirtd.engine.foreign import Foreign
 from svirtd.engine.goals import SiteGoals
 from svirtd.engine.groups import Groups
 from svirtd.engine.jobs import Jobs
+from svirtd.engine.leases import Leases
 from svirtd.engine.log import Log
 from svirtd.engine.object_manager import ObjectManager
 from svirtd.engine.operations import Operations
@@ -150,6 +151,7 @@ class Service:
         jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
+        leases = Leases(doors, events, operations, units)
         for listener in (Log(self._journal), watch, self._object_manager):
             events.listen(listener)
         if not await self._unless_stopped(recovery.run()):
@@ -195,6 +197,7 @@ class Service:
                 self._tell(),
                 self._again(quarantine, verify, watch),
                 watch.run(),
+                leases.run(),
                 doors.enforcement.watch(events),
                 keeper.watch(doors.store, doors.config.registry_path, self._journal),
             )

@@ -74,6 +74,9 @@ def _hold(hold: Hold) -> dict[str, Variant]:
         shown["id"] = Variant("s", hold.name)
     if hold.digest:
         shown["digest"] = Variant("s", f"sha256:{hold.digest}")
+    if hold.until_us:
+        shown["until"] = Variant("t", hold.until_us)
+        shown["at-end"] = Variant("s", hold.at_end.value)
     if hold.original_known:
         shown["original"] = Variant("s", hold.original or "")
     return shown

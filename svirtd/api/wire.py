@@ -70,6 +70,8 @@ _RESOURCE: Final[Mapping[str, str]] = {
     "format": "s",
     "group": "s",
     "level": "s",
+    "until": "t",
+    "at-end": "s",
     "backing": "s",
     "recursive": "b",
     "id": "s",
@@ -303,10 +305,13 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
         raise InvalidArgs(f"{what}: access 'group' needs 'group', the name of the group")
     if group and access not in (Access.GROUP, Access.READONLY):
         raise InvalidArgs(f"{what}: 'group' goes with access 'group' or 'readonly', not {access!r}")
+    until_us, at_end = _lease(what, given)
     terms = Terms(
         id=check_resource_id(given["id"]) if "id" in given else "",
         group=group,
         level=_level(what, given.get("level", ""), ranges=False),
+        until_us=until_us,
+        at_end=at_end,
     )
     return ResourceRequest(
         None if path is None else _path(what, path), fd, _ACCESSES[access], terms

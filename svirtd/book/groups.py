@@ -176,11 +176,31 @@ def grants(db: Database, name: str) -> list[Grant]:
 
 
 def ended_grants(db: Database, now_us: int) -> list[Grant]:
-    """Return the grants whose end has come."""
+    """Return the grants whose end has come and that nothing was done about yet."""
     return [
         _grant(row)
-        for row in db.execute(f"{_GRANT} WHERE until_us <> 0 AND until_us <= ?", [now_us])
+        for row in db.execute(
+            f"{_GRANT} WHERE until_us <> 0 AND until_us <= ? AND told = 0", [now_us]
+        )
     ]
+
+
+def next_end(db: Database, after_us: int) -> int | None:
+    """Return when the next lease ends, of a grant or of a hold; None if none will."""
+    (found,) = db.execute(
+        "SELECT min(until_us) FROM (SELECT until_us FROM vm_grant WHERE until_us > ?1"
+        " UNION ALL SELECT min(until_us) FROM hold WHERE until_us > ?1 AND until_us <> 0)",
+        [after_us],
+    ).fetchone()
+    return None if found is None else int(found)
+
+
+def tell_grant(db: Database, one: Grant) -> None:
+    """Record that what is to be done at the end of this very grant was done."""
+    db.execute(
+        "UPDATE vm_grant SET told = 1 WHERE grp = ? AND vm_name = ? AND since_us = ?",
+        [one.group, one.vm_name, one.since_us],
+    )
 
 
 def revoke(db: Database, name: str, vm_name: str) -> None:

@@ -259,6 +259,14 @@ def holds_by_group(db: Database, name: str) -> list[Hold]:
     return [_hold(row) for row in db.execute(f"{_HOLD} WHERE h.grp = ? ", [name])]
 
 
+def ended_holds(db: Database, now_us: int) -> list[Hold]:
+    """Return the holds whose end has come."""
+    return [
+        _hold(row)
+        for row in db.execute(f"{_HOLD} WHERE h.until_us <> 0 AND h.until_us <= ?", [now_us])
+    ]
+
+
 def holders_of(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
     """Return who holds an object, with how."""
     return _with_vms(db, holds_on(db, identity))

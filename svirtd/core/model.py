@@ -326,6 +326,7 @@ class FindingKind(enum.StrEnum):
     CONFLICT = "conflict"
     ORPHAN = "orphan"
     GUESSED = "guessed"
+    EXPIRED = "expired"
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from svirtd.book import registry
 from svirtd.book.connection import Database
 from svirtd.core import foreign, goals, levels, zones
 from svirtd.core.goals import Goal
-from svirtd.core.groups import Group, over, refuse_member, refuse_second_writer
+from svirtd.core.groups import Group, moment, over, refuse_member, refuse_second_writer
 from svirtd.core.mcs import format_categories, parse_context
 from svirtd.core.model import VM, Access, Caller, Contexts, Lifetime, Request, Seen, State
 from svirtd.core.names import shown
@@ -24,7 +24,7 @@ from svirtd.engine import walls
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.quotas import refuse_too_many
-from svirtd.errors import Drift, NoSuchGroup, NotSupported, VMExists
+from svirtd.errors import Drift, InvalidArgs, NoSuchGroup, NotSupported, VMExists
 
 OtherSets = frozenset[frozenset[int]]
 
@@ -64,6 +64,7 @@ def decide(
     known = _usable(db, request.name, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     levels.refuse_outside(goal, levels.asked(request.level, doors.contexts.process))
+    _refuse_over(seen)
     writes = goal.writes_images(doors.contexts)
     members = _groups(db, doors, caller, request, known, others, goal, writes=writes)
     if members and doors.enforcement.levels:
@@ -162,6 +163,15 @@ def _own_rank(doors: Doors, known: VM, others: OtherSets) -> int:
             "forget the VM to have it get others"
         )
     return known.rank
+
+
+def _refuse_over(seen: Sequence[Seen]) -> None:
+    for one in seen:
+        if 0 < one.terms.until_us <= now_us():
+            raise InvalidArgs(
+                f"{one.named}: 'until' is over already, {moment(one.terms.until_us)}; give a time "
+                "to come"
+            )
 
 
 # -- groups -------------------------------------------------------------------------------------

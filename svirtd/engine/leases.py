@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Leases: grants and holds whose end has come. Looked for from time to time, by the wall clock.
+
+A VM that is stopped loses what was leased; one that runs is reported once, and released where the
+lease says so: a running VM is not cut off from its disk by a date without anybody having asked.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
+
+from svirtd.book import groups, registry
+from svirtd.book.store import Database
+from svirtd.core.groups import AtEnd, Grant, moment
+from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, State
+from svirtd.engine.calendar import now_us
+from svirtd.engine.doors import Doors
+from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.operations import Operations
+from svirtd.engine.units import Units
+from svirtd.errors import SvirtError
+from svirtd.host import processes
+from svirtd.host.journal import MessageId, Priority
+
+_LOOK_S: Final = 10.0
+_AT_LEAST_S: Final = 0.5
+_CAUSE: Final = Cause("lease", 0)
+_STAYS: Final = "nothing: release the VM, or grant it again"
+
+
+class Leases:
+    """Ends what is over."""
+
+    def __init__(self, doors: Doors, events: Events, operations: Operations, units: Units) -> None:
+        self._doors = doors
+        self._events = events
+        self._operations = operations
+        self._units = units
+        # What a running VM still holds and was reported; a restart reports it once more.
+        self._told: set[tuple[str, Identity]] = set()
+
+    async def run(self) -> None:
+        """Look again and again, for ever."""
+        while True:
+            await self.look()
+            next_us = await self._doors.store.read(lambda db: groups.next_end(db, now_us()))
+            # Never for long: the clock may be set, and another lease be given meanwhile.
+            wait_s = _LOOK_S if next_us is None else (next_us - now_us()) / 1_000_000
+            await asyncio.sleep(min(max(wait_s, _AT_LEAST_S), _LOOK_S))
+
+    async def look(self) -> None:
+        """End each lease whose end has come. One that cannot be ended is tried at the next look."""
+        store = self._doors.store
+        grants, holds = await store.read(
+            lambda db: (groups.ended_grants(db, now_us()), registry.ended_holds(db, now_us()))
+        )
+        for grant in grants:
+            await self._try(f"VM {grant.vm_name} in group {grant.group}", self._grant(grant))
+        leased: dict[str, list[Hold]] = {}
+        for hold in holds:
+            leased.setdefault(hold.vm_name, []).append(hold)
+        for name, some in leased.items():
+            await self._try(f"VM {name}", self._holds(name, some))
+
+    async def _try(self, what: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (SvirtError, OSError, TimeoutError) as error:
+            self._doors.journal.record(
+                MessageId.WARNING,
+                f"the end of a lease, {what}: {error}",
+                priority=Priority.WARNING,
+            )
+
+    async def _grant(self, grant: Grant) -> None:
+        async with self._operations.names.hold(grant.vm_name):
+            lost = await self._doors.store.write(lambda db: _lose(db, grant))
+            if lost is not None:
+                before, after, holds = lost
+                self._events.changed(Entry(before, holds), Entry(after, holds), _CAUSE)
+                if grant.group in after.groups:
+                    await self._still_in(after, grant)
+            await self._doors.store.write(lambda db: groups.tell_grant(db, grant), durable=False)
+
+    async def _still_in(self, vm: VM, grant: Grant) -> None:
+        if grant.at_end is AtEnd.STOP:
+            await self._operations.release(vm, _CAUSE)
+            return
+        reason = f"it is in group {grant.group!r}, granted until {moment(grant.until_us)}"
+        self._report(vm, f"group:{grant.group}", reason)
+
+    async def _holds(self, name: str, holds: Sequence[Hold]) -> None:
+        async with self._operations.names.hold(name):
+            vm = await self._doors.store.read(lambda db: registry.vm_by_name(db, name))
+            if vm is None or vm.id != holds[0].vm_id or not _is_up(vm):
+                return
+            if any(one.at_end is AtEnd.STOP for one in holds) or not await self._runs(vm):
+                await self._operations.release(vm, _CAUSE)
+                return
+            for hold in holds:
+                if (vm.id, hold.identity) not in self._told:
+                    self._told.add((vm.id, hold.identity))
+                    reason = f"it holds this, leased until {moment(hold.until_us)}"
+                    self._report(vm, hold.path, reason)
+
+    async def _runs(self, vm: VM) -> bool:
+        """Say whether a process of the VM is there; of one that somebody else starts, by label."""
+        if vm.unit:
+            return await self._units.running(vm) is not None
+        doors = self._doors
+        if not doors.kernel.enabled():
+            return False  # nothing has a label by which it would be known
+        return bool(await doors.in_file_thread(processes.under, doors.kernel, vm.process_context))
+
+    def _report(self, vm: VM, what: str, reason: str) -> None:
+        finding = Finding(FindingKind.EXPIRED, vm.name, what, "", "", f"{reason}, and runs", _STAYS)
+        self._events.drift([finding])
+
+
+def _lose(db: Database, grant: Grant) -> tuple[VM, VM, tuple[Hold, ...]] | None:
+    """Have a VM not be in a group from its next start on; None if it is not there.
+
+    Returns the VM as it was and as it is, and what it holds.
+    """
+    before = registry.vm_by_name(db, grant.vm_name)
+    if before is None or before.owner_uid != grant.owner_uid:
+        return None
+    groups.leave(db, before, grant.group)
+    after = registry.vm_by_rank(db, before.rank)
+    return None if after is None else (before, after, tuple(registry.holds_of(db, after)))
+
+
+def _is_up(vm: VM) -> bool:
+    return vm.state in (State.LABELLED, State.RUNNING)
