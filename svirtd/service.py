@@ -152,7 +152,7 @@ class Service:
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
         leases = Leases(doors, events, operations, units)
-        for listener in (Log(self._journal), watch, self._object_manager):
+        for listener in (Log(self._journal), watch, leases, self._object_manager):
             events.listen(listener)
         if not await self._unless_stopped(recovery.run()):
             self._say_stopped()  # recovery may be cut off anywhere: the next start goes on

@@ -6,16 +6,17 @@ lease says so: a running VM is not cut off from its disk by a date without anybo
 """
 
 import asyncio
+import contextlib
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final
 
 from svirtd.book import groups, registry
 from svirtd.book.store import Database
-from svirtd.core.groups import AtEnd, Grant, moment
+from svirtd.core.groups import AtEnd, Grant, GroupView, moment
 from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, State
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
-from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.events import Cause, Entry, Events, Listener
 from svirtd.engine.operations import Operations
 from svirtd.engine.units import Units
 from svirtd.errors import SvirtError
@@ -28,8 +29,8 @@ _CAUSE: Final = Cause("lease", 0)
 _STAYS: Final = "nothing: release the VM, or grant it again"
 
 
-class Leases:
-    """Ends what is over."""
+class Leases(Listener):
+    """Ends what is over; listens for new leases, whose end may be near."""
 
     def __init__(self, doors: Doors, events: Events, operations: Operations, units: Units) -> None:
         self._doors = doors
@@ -38,15 +39,33 @@ class Leases:
         self._units = units
         # What a running VM still holds and was reported; a restart reports it once more.
         self._told: set[tuple[str, Identity]] = set()
+        self._given = asyncio.Event()
 
     async def run(self) -> None:
         """Look again and again, for ever."""
         while True:
+            self._given.clear()
             await self.look()
             next_us = await self._doors.store.read(lambda db: groups.next_end(db, now_us()))
             # Never for long: the clock may be set, and another lease be given meanwhile.
             wait_s = _LOOK_S if next_us is None else (next_us - now_us()) / 1_000_000
-            await asyncio.sleep(min(max(wait_s, _AT_LEAST_S), _LOOK_S))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(max(wait_s, _AT_LEAST_S), _LOOK_S)):
+                    await self._given.wait()
+
+    def added(self, entry: Entry, _cause: Cause) -> None:
+        """A VM has come that may hold something for a time."""
+        if any(hold.until_us for hold in entry.holds):
+            self._given.set()
+
+    def changed(self, _before: Entry, after: Entry, cause: Cause) -> None:
+        """A VM has got other holds."""
+        self.added(after, cause)
+
+    def group_changed(self, _before: GroupView, after: GroupView, _cause: Cause) -> None:
+        """A group has other grants."""
+        if any(grant.until_us for grant in after.grants):
+            self._given.set()
 
     async def look(self) -> None:
         """End each lease whose end has come. One that cannot be ended is tried at the next look."""
