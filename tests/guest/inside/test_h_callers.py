@@ -21,9 +21,9 @@ STRANGE: Final = Person("root", STRANGER)
 REFUSED: Final = "217e877a64494731a393add6682ad853"
 EVERYTHING: Final = {
     *("read", "plan", "acquire", "launch", "release", "forget", "connect"),
-    *("verify", "repair", "backup", "override"),
+    *("verify", "repair", "backup", "override", "group", "wall", "levels"),
 }
-USE: Final = {"read", "plan", "acquire", "launch"}
+USE: Final = {"read", "plan", "acquire", "launch", "group"}
 
 
 @pytest.fixture
