@@ -98,7 +98,7 @@ class Router:
             (PEER, "Ping"): self._ping,
             (PEER, "GetMachineId"): self._machine_id,
         }
-        objects.emit = self._emit
+        objects.sends(self._emit)
 
     async def open(self) -> None:
         """Answer calls from now on."""
