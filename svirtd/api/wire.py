@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Untrusted D-Bus values to typed requests. Every refusal is InvalidArgs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from svirtd.api.commands import read_command
+from svirtd.api.values import Options, absolute, choice, typed
 from svirtd.core import goals, overlays
 from svirtd.core.goals import BUILT_INS, Goal, Goals
 from svirtd.core.groups import AtEnd, Writers
@@ -26,32 +28,8 @@ from svirtd.core.names import (
 )
 from svirtd.engine.groups import NewGrant, NewGroup
 from svirtd.engine.verify import Wanted
-from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
-from svirtd.host.bus import Variant
+from svirtd.errors import InvalidArgs, NotSupported
 
-Options = Mapping[str, Variant]
-
-_PATH_MAX: Final = 4095
-_U64: Final = 2**64 - 1
-
-# systemd's resource controls that a caller may set: signature and the values taken. Nothing that
-# says who runs, where, or under which label is here: those are svirtd's to say.
-_PROPERTIES: Final[Mapping[str, tuple[str, int, int]]] = {
-    "MemoryMax": ("t", 1, _U64),
-    "MemoryHigh": ("t", 1, _U64),
-    "MemorySwapMax": ("t", 0, _U64),
-    "TasksMax": ("t", 1, _U64),
-    "CPUWeight": ("t", 1, 10_000),
-    "IOWeight": ("t", 1, 10_000),
-    "CPUQuotaPerSecUSec": ("t", 1, _U64),
-    "LimitNOFILE": ("t", 1, _U64),
-    "LimitMEMLOCK": ("t", 0, _U64),
-    "RuntimeMaxUSec": ("t", 1, _U64),
-    "TimeoutStopUSec": ("t", 1, _U64),
-    "OOMScoreAdjust": ("i", -1000, 1000),
-    "AllowedCPUs": ("ay", 0, 0),
-    "Description": ("s", 0, 0),
-}
 _ACCESSES: Final = {access.value: access for access in Access}
 _LIFETIMES: Final = {lifetime.value: lifetime for lifetime in Lifetime}
 _WRITERS: Final = {one.value: one for one in Writers}
@@ -59,8 +37,6 @@ _AT_ENDS: Final = {one.value: one for one in AtEnd}
 # The first moment of the year 10000, in UTC: later ones cannot be written down.
 _UNTIL_MAX_US: Final = 253_402_300_800_000_000 - 1
 _OVERRIDES: Final = {override.value: override for override in Override}
-_DESCRIPTION_MAX: Final = 256
-_CPUS_MAX_BYTES: Final = 1024
 
 
 _RESOURCE: Final[Mapping[str, str]] = {
@@ -95,23 +71,6 @@ _LAUNCH: Final[Mapping[str, str]] = {
 }
 
 
-def typed(what: str, values: Options, keys: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of an a{sv} by key. Raises InvalidArgs for an unknown key or wrong type.
-
-    `keys` gives the signature of each key that may be there.
-    """
-    found = {}
-    for key, (signature, value) in values.items():
-        expected = keys.get(key)
-        if expected is None:
-            known = ", ".join(sorted(keys)) or "none"
-            raise InvalidArgs(f"{what}: unknown key {shown(key)}; known keys: {known}")
-        if signature != expected:
-            raise InvalidArgs(f"{what}: {key!r} has type {signature!r}, expected {expected!r}")
-        found[key] = value
-    return found
-
-
 def no_options(options: Options) -> None:
     """Refuse any option."""
     typed("options", options, {})
@@ -125,7 +84,7 @@ def read_id(options: Options) -> str:
 def read_verify(repair: bool, options: Options) -> Wanted:
     """Read what Verify takes. Raises InvalidArgs."""
     folders = typed("options", options, {"scan": "as"}).get("scan", [])
-    return Wanted(repair, tuple(_path("scan", one) for one in folders))
+    return Wanted(repair, tuple(absolute("scan", one) for one in folders))
 
 
 def read_group(name: str, options: Options) -> NewGroup:
@@ -133,10 +92,10 @@ def read_group(name: str, options: Options) -> NewGroup:
     given = typed("options", options, {"writers": "s", "namespace": "s"})
     writers = given.get("writers", Writers.ALL.value)
     if writers not in _WRITERS:
-        raise InvalidArgs(f"options: writers {shown(writers[:32])}; expected {_choice(_WRITERS)}")
+        raise InvalidArgs(f"options: writers {shown(writers[:32])}; expected {choice(_WRITERS)}")
     namespace = given.get("namespace", "")
     if namespace:
-        _path("namespace", namespace)
+        absolute("namespace", namespace)
     return NewGroup(check_group_name(name), _WRITERS[writers], namespace)
 
 
@@ -161,7 +120,7 @@ def _lease(what: str, given: Mapping[str, Any]) -> tuple[int, AtEnd]:
     if until_us > _UNTIL_MAX_US:
         raise InvalidArgs(f"{what}: 'until' is after the year 9999; leave it out for no end")
     if at_end not in _AT_ENDS:
-        raise InvalidArgs(f"{what}: at-end {shown(at_end[:32])}; expected {_choice(_AT_ENDS)}")
+        raise InvalidArgs(f"{what}: at-end {shown(at_end[:32])}; expected {choice(_AT_ENDS)}")
     if "at-end" in given and not until_us:
         raise InvalidArgs(f"{what}: 'at-end' without 'until': it has no end")
     return until_us, _AT_ENDS[at_end]
@@ -190,18 +149,8 @@ def read_launch(
     """Read what Launch takes. `known` are the goals that there are."""
     given = typed("options", options, _LAUNCH)
     request = _request(name, resources, given, fds, known)
-    command = Command(
-        argv=_argv(argv, command_bytes_max),
-        user=_printable("user", given.get("user", ""), 64),
-        environment=tuple(_assignment(one) for one in given.get("environment", ())),
-        working_directory=_folder(given.get("working-directory", "")),
-        properties=_properties(given.get("properties", {})),
-    )
+    command = read_command(argv, given, command_bytes_max)
     overlays.refuse_unknown_words(command.argv, request.resources)
-    if sum(len(e.encode()) + 1 for e in command.environment) > command_bytes_max:
-        raise LimitsExceeded(
-            f"environment: more than [limits] command-bytes = {command_bytes_max} bytes"
-        )
     return request, command
 
 
@@ -215,7 +164,7 @@ def _request(
     uuid = given.get("uuid", "")
     lifetime = given.get("lifetime", Lifetime.RELEASE.value)
     if lifetime not in _LIFETIMES:
-        raise InvalidArgs(f"options: lifetime {lifetime[:32]!r}; expected {_choice(_LIFETIMES)}")
+        raise InvalidArgs(f"options: lifetime {lifetime[:32]!r}; expected {choice(_LIFETIMES)}")
     goal = goals.named(known, given.get("goal", goals.ISOLATED.name))
     return Request(
         name=check_vm_name(name),
@@ -234,7 +183,7 @@ def _overrides(names: Sequence[str]) -> frozenset[Override]:
     for name in names:
         if name not in _OVERRIDES:
             raise InvalidArgs(
-                f"options: override {shown(name[:32])}; expected {_choice(_OVERRIDES)}"
+                f"options: override {shown(name[:32])}; expected {choice(_OVERRIDES)}"
             )
     return frozenset(_OVERRIDES[name] for name in names)
 
@@ -269,7 +218,7 @@ def _resources(
                 raise InvalidArgs(
                     f"{what}: 'overlay' takes an 'id', and access 'readonly' or 'public'"
                 )
-            path = _path(what, one["overlay"].value)
+            path = absolute(what, one["overlay"].value)
             terms = Terms(takes=resource.terms.id)
             found.append(ResourceRequest(path, None, Access.EXCLUSIVE, terms))
     overlays.refuse_requests(goal, found)
@@ -289,7 +238,7 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
     if access == "host-shared":
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
     if access not in _ACCESSES:
-        raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {_choice(_ACCESSES)}")
+        raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {choice(_ACCESSES)}")
     if form != "raw":
         raise NotSupported(
             f"{what}: format {form[:32]!r} is not supported by this version; 'raw' labels the "
@@ -314,82 +263,5 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
         at_end=at_end,
     )
     return ResourceRequest(
-        None if path is None else _path(what, path), fd, _ACCESSES[access], terms
+        None if path is None else absolute(what, path), fd, _ACCESSES[access], terms
     )
-
-
-def _choice(values: Iterable[str]) -> str:
-    return " or ".join(f"'{value}'" for value in values)
-
-
-def _path(what: str, path: str) -> str:
-    if not path.startswith("/"):
-        raise InvalidArgs(f"{what}: path {path[:64]!r} is not absolute")
-    if len(path) > _PATH_MAX or len(path.encode()) > _PATH_MAX:
-        raise InvalidArgs(f"{what}: path is longer than {_PATH_MAX} bytes")
-    if not path.isprintable():
-        # It could not be shown, logged or compared by a person without tricks.
-        raise InvalidArgs(f"{what}: path {path[:64]!r} has control characters; rename the file")
-    if ".." in path and ".." in path.split("/"):
-        raise InvalidArgs(f"{what}: path {path[:64]!r} has '..' in it; name the file plainly")
-    return path
-
-
-def _argv(argv: Sequence[str], limit: int) -> tuple[str, ...]:
-    if not argv:
-        raise InvalidArgs("command: empty; expected the absolute path of a program")
-    if not argv[0].startswith("/"):
-        raise InvalidArgs(f"command: {argv[0][:64]!r} is not an absolute path")
-    _path("command", argv[0])
-    if sum(len(arg.encode()) + 1 for arg in argv) > limit:
-        raise LimitsExceeded(f"command: longer than [limits] command-bytes = {limit} bytes")
-    return tuple(argv)
-
-
-def _assignment(text: str) -> str:
-    name, equals, _ = text.partition("=")
-    valid = name.isascii() and name.replace("_", "a").isalnum() and not name[0].isdigit()
-    if not equals or not valid:
-        raise InvalidArgs(f"environment: {text[:64]!r} is not NAME=value")
-    if not text.replace("\n", "").replace("\t", "").isprintable():
-        raise InvalidArgs(f"environment: {shown(name)} has control characters")
-    return text
-
-
-def _folder(path: str) -> str:
-    return _path("working-directory", path) if path else ""
-
-
-def _printable(what: str, text: str, longest: int) -> str:
-    if len(text) > longest or not text.isprintable():
-        raise InvalidArgs(
-            f"{what}: {text[:longest]!r}; expected at most {longest} printable characters"
-        )
-    return text
-
-
-def _properties(values: Options) -> tuple[tuple[str, str, object], ...]:
-    return tuple((name, *_property(name, variant)) for name, variant in values.items())
-
-
-def _property(name: str, variant: Variant) -> tuple[str, object]:
-    if name not in _PROPERTIES:
-        raise InvalidArgs(
-            f"properties: {name[:64]!r} may not be set; allowed: {', '.join(sorted(_PROPERTIES))}"
-        )
-    signature, low, high = _PROPERTIES[name]
-    value = variant.value
-    if variant.signature != signature:
-        raise InvalidArgs(
-            f"properties: {name} has type {variant.signature!r}, expected {signature!r}"
-        )
-    match signature:
-        case "s":
-            _printable(f"properties: {name}", value, _DESCRIPTION_MAX)
-        case "ay":
-            if not 0 < len(value) <= _CPUS_MAX_BYTES:
-                raise InvalidArgs(f"properties: {name} has {len(value)} bytes; expected a bit mask")
-        case _:
-            if not low <= value <= high:
-                raise InvalidArgs(f"properties: {name} is {value}; expected {low} to {high}")
-    return signature, value

@@ -144,7 +144,7 @@ DEFENCES: Final[dict[str, Defence]] = {
     ),
     "only listed properties go to systemd": Defence(
         "a white list of resource controls",
-        (("svirtd.api.wire", "_property", lambda _: lambda _name, v: (v.signature, v.value)),),
+        (("svirtd.api.commands", "_property", lambda _: lambda _name, v: (v.signature, v.value)),),
     ),
     "what takes a capability is not a caller's to have set": Defence(
         "settings that the kernel would ask a capability for are root's",

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svirtd.api import answers, contract, wire
+from svirtd.api.values import Options, typed
 from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
@@ -41,9 +42,9 @@ dictionaries = st.dictionaries(st.one_of(likely, texts), values, max_size=4)
 def test_any_input_is_a_request_or_a_refusal_in_words(
     name: str,
     argv: list[str],
-    resources: list[wire.Options],
-    options: wire.Options,
-    extra: wire.Options,
+    resources: list[Options],
+    options: Options,
+    extra: Options,
 ) -> None:
     given_options = dict(options) | {"properties": Variant("a{sv}", dict(extra))}
     try:
@@ -101,11 +102,11 @@ def test_the_limit_of_a_command_counts_bytes() -> None:
 
 def test_keys_have_one_type_each() -> None:
     keys = {"a": "s", "b": "b"}
-    assert wire.typed("x", {"a": Variant("s", "t")}, keys) == {"a": "t"}
+    assert typed("x", {"a": Variant("s", "t")}, keys) == {"a": "t"}
     with pytest.raises(InvalidArgs, match=r"^x: unknown key 'c'; known keys: a, b$"):
-        wire.typed("x", {"c": Variant("s", "t")}, keys)
+        typed("x", {"c": Variant("s", "t")}, keys)
     with pytest.raises(InvalidArgs, match=r"^x: 'a' has type 'o', expected 's'$"):
-        wire.typed("x", {"a": Variant("o", "/")}, keys)
+        typed("x", {"a": Variant("o", "/")}, keys)
     with pytest.raises(InvalidArgs, match="known keys: none"):
         wire.no_options({"a": Variant("s", "")})
 

@@ -13,7 +13,16 @@ from tests.support import Client, label, unwrap
 
 VMS: Final = 50
 RESOURCES: Final = 100
+GROUPS: Final = 10
 SEED: Final = 6
+# Each with whether it is a group's.
+ACCESSES: Final = (
+    ("exclusive", False),
+    ("readonly", False),
+    ("public", False),
+    ("group", True),
+    ("readonly", True),
+)
 
 
 def matrix(client: Client) -> list[dict[str, Any]]:
@@ -21,25 +30,42 @@ def matrix(client: Client) -> list[dict[str, Any]]:
     return [dict(unwrap(one)) for one in cells]
 
 
-def populate(client: Client) -> list[str]:
-    """Have random resources with random accesses held by so many VMs; returns their names."""
+def populate(client: Client) -> tuple[list[str], list[str]]:
+    """Have random resources with random accesses held by so many VMs in random groups.
+
+    Returns the names of the VMs and of the groups.
+    """
     chance = random.Random(SEED)
     names = [f"vm{number}" for number in range(VMS)]
+    groups = [f"group{number}" for number in range(GROUPS)]
+    for group in groups:
+        client.call("CreateGroup", "sa{sv}", group, {})
+    member_of = {name: chance.sample(groups, chance.randint(0, 3)) for name in names}
     held: dict[str, list[dict[str, Variant]]] = {name: [] for name in names}
     for number in range(RESOURCES):
         path = disk(f"matrix{number}")
-        access = chance.choice(("exclusive", "readonly", "public"))
-        holders = chance.sample(names, chance.randint(1, 5) if access == "public" else 1)
-        for name in holders:
-            held[name].append({"path": Variant("s", str(path)), "access": Variant("s", access)})
-    for name in names:
-        options = {"persistent": Variant("b", True)}
+        access, shared = chance.choice(ACCESSES)
+        resource = {"path": Variant("s", str(path)), "access": Variant("s", access)}
+        able, most = names, 5 if access == "public" else 1
+        if shared:
+            group = chance.choice(groups)
+            resource["group"] = Variant("s", group)
+            able, most = [name for name in names if group in member_of[name]], 5
+        for name in chance.sample(able, min(len(able), chance.randint(1, most))):
+            held[name].append(resource)
+    for number, name in enumerate(names):
+        options = {
+            "persistent": Variant("b", True),
+            "groups": Variant("as", member_of[name]),
+            # Some run in another domain than the rest.
+            "goal": Variant("s", "offline" if number % 5 == 0 else "isolated"),
+        }
         client.call("Acquire", "saa{sv}a{sv}", name, held[name], options)
-    return names
+    return names, groups
 
 
 def test_no_surplus_and_no_shortfall(client: Client) -> None:
-    names = populate(client)
+    names, groups = populate(client)
     try:
         told = matrix(client)
         assert len(told) == VMS * RESOURCES + VMS * (VMS - 1)
@@ -57,6 +83,8 @@ def test_no_surplus_and_no_shortfall(client: Client) -> None:
         for name in names:
             client.release(name)
             client.call("Forget", "sa{sv}", name, {})
+        for group in groups:
+            client.call("DeleteGroup", "sa{sv}", group, {})
 
 
 def test_a_member_of_a_group_is_known_by_its_label(client: Client) -> None:
