@@ -55,6 +55,16 @@ def owned_by(db: Database, uid: int) -> int:
     return int(found)
 
 
+def retired_of(db: Database, uid: int) -> int:
+    """Return how many categories of a user's earlier groups are in quarantine. Not for root."""
+    (found,) = db.execute(
+        "SELECT count(DISTINCT rank) FROM quarantine WHERE owner_uid = ? AND owner_uid <> 0"
+        " AND rank < 0 AND -1 - rank NOT IN (SELECT category FROM vm_group)",
+        [uid],
+    ).fetchone()
+    return int(found)
+
+
 def free_categories(
     db: Database, pool: frozenset[int], is_blocked: Callable[[int], bool]
 ) -> list[int]:
@@ -71,9 +81,14 @@ def quarantined(db: Database) -> set[int]:
     return {category_of(key) for (key,) in rows}
 
 
+def keep(db: Database, category: int) -> None:
+    """Take a free category out of the queue: something that is in quarantine carries it."""
+    db.execute("DELETE FROM group_returned WHERE category = ?", [category])
+
+
 def add(db: Database, group: Group) -> None:
     """Insert a group whose name and category are free."""
-    db.execute("DELETE FROM group_returned WHERE category = ?", [group.category])
+    keep(db, group.category)
     db.execute(
         "INSERT INTO vm_group(name, category, owner_uid, created_us, writers, namespace)"
         " VALUES (?, ?, ?, ?, ?, ?)",

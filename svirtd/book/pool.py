@@ -164,11 +164,12 @@ def rekey(db: Database) -> None:
 
 
 def suspect(db: Database, suspects: Sequence[Suspect]) -> None:
-    """Remember objects that may still carry the categories of a rank, and whose VM had them."""
+    """Remember objects that may still carry the categories of a key, and whose they were."""
     now_us = time.time_ns() // 1000
     for one in suspects:
         (owner_uid,) = db.execute(
             "SELECT coalesce((SELECT owner_uid FROM vm WHERE rank = ?1),"
+            " (SELECT owner_uid FROM vm_group WHERE category = -1 - ?1),"
             " (SELECT max(owner_uid) FROM quarantine WHERE rank = ?1), 0)",
             [one.rank],
         ).fetchone()

@@ -35,12 +35,14 @@ UNLABELLED_TYPE = "unlabeled_t"
 class Rules:
     """What the configuration says about objects: the types that svirtd may take a file from.
 
-    `private` are the categories that private sets of `size` are drawn from.
+    `private` are the categories that private sets of `size` are drawn from, `groups` those that
+    groups may own.
     """
 
     relabel_from: frozenset[str]
     private: frozenset[int]
     size: int
+    groups: frozenset[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Decision:
     original: str | None
     step: Step | None
     refusal: SvirtError | None
+    original_known: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +158,15 @@ def _decide(
             _refuse_foreign_change(asker.uid, seen, holds[0])
             # By today's configuration it might be another label: the last holder looks for the one
             # that is there, and gives the original back only from that.
-            return Decision(seen, holds[0].label, holds[0].original, None, None)
+            first = holds[0]
+            return Decision(seen, first.label, first.original, None, None, first.original_known)
         refuse_kind(seen.named, seen.kind)
         _refuse_links(seen, asker)
         refuse_deleted(seen.named, seen.links)
         _refuse_setid(seen)
         _refuse_file_system(seen)
         _refuse_type(seen, rules)
-        _refuse_private_set(seen, rules)
+        _refuse_carried(seen, rules)
     except SvirtError as error:
         return Decision(seen, target, seen.label, None, error)
     # The step is there even when the label is right by chance: the book must know the original.
@@ -326,16 +330,21 @@ def _refuse_type(seen: Seen, rules: Rules) -> None:
         )
 
 
-def _refuse_private_set(seen: Seen, rules: Rules) -> None:
-    """A VM's set must not become an original: given back later, it would let in another VM.
+def _refuse_carried(seen: Seen, rules: Rules) -> None:
+    """What VMs or a group had must not become an original: given back, it would let in others.
 
     Between the two, the set may have left quarantine, since nothing is seen to carry it.
     """
     if seen.label is None:
         return
-    found = _context_of(seen.label).categories & rules.private
-    if len(found) >= rules.size:
-        raise ResourceRefused(
-            f"{seen.named} carries the categories {format_categories(found)} of a VM, of today or "
-            "of an earlier one; if no VM uses the file, take them off (chcon -l s0 FILE)"
-        )
+    carried = _context_of(seen.label).categories
+    for found, whose, enough in (
+        (carried & rules.private, "of a VM", rules.size),
+        (carried & rules.groups, "of a group", 1),
+    ):
+        if len(found) >= enough:
+            raise ResourceRefused(
+                f"{seen.named} carries the categories {format_categories(found)} {whose}, of today "
+                "or of an earlier one; if no VM uses the file, have its label given back (svirtctl "
+                "verify --repair), or take them off (chcon -l s0 FILE)"
+            )

@@ -250,8 +250,9 @@ def refuse_foreign_members(db: Database, groups: Sequence[Group], others: OtherS
     One category is all that a group's resources ask for: such a process, a VM of libvirt's with a
     pair of its own, say, would be let in. That it gets such a pair cannot be kept from here.
     """
-    ours = {parse_context(vm.process_context).categories for vm in registry.active_vms(db)}
     for group in groups:
+        members = group_rows.members_now(db, group.name)
+        ours = {parse_context(vm.process_context).categories for vm in members}
         for one in others - ours:
             if group.category in one:
                 raise Drift(

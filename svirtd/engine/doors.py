@@ -57,7 +57,13 @@ class Doors:
     @property
     def rules(self) -> Rules:
         """The rules about objects that the configuration states now."""
-        return Rules(self.config.relabel_from, frozenset(self.shape.private), self.shape.size)
+        config = self.config
+        return Rules(
+            config.relabel_from,
+            frozenset(self.shape.private),
+            self.shape.size,
+            config.group_categories,
+        )
 
     async def in_file_thread(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on files; no file system may hold up the event loop.

@@ -95,6 +95,7 @@ def begin_acquire(
             d.seen.access,
             d.target,
             d.original,
+            d.original_known,
             owner_uid=vm.owner_uid,
             group=d.seen.terms.group,
             name=d.seen.terms.id,
@@ -271,6 +272,11 @@ def steps_back(db: Database, operation: Operation) -> tuple[Step, ...]:
         and not _shared(db, hold.identity, operation.vm)
     )
     return steps + more
+
+
+def ending(db: Database, vm: VM, holds: Sequence[Hold]) -> tuple[Hold, ...]:
+    """Return those of a VM's holds that are the last on their objects."""
+    return tuple(hold for hold in holds if not _shared(db, hold.identity, vm))
 
 
 def _shared(db: Database, identity: Identity, vm: VM) -> bool:

@@ -209,6 +209,15 @@ class Groups:
             raise LimitsExceeded(
                 f"you have {owned} groups; [limits] groups-per-user allows {limit}: delete some"
             )
+        # As with sets of VMs: one user could bring all into quarantine, by moving his files about.
+        retired = rows.retired_of(db, caller.uid)
+        if owned + retired >= limit and retired:
+            raise LimitsExceeded(
+                f"you have {owned} groups, and the categories of {retired} earlier ones are in "
+                "quarantine, since files that were moved may still carry them; [limits] "
+                f"groups-per-user allows {limit}: move the files back, or have root look for them "
+                "(svirtctl verify --repair --scan)"
+            )
         pool = doors.config.group_categories
         free = rows.free_categories(db, pool, lambda one: any(one in other for other in others))
         if not free:

@@ -147,9 +147,10 @@ class Operations:
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
         sets = self._sets(vm)
+        ending = await doors.store.read(lambda db: entries.ending(db, vm, entry.holds))
         suspects = (
             apply.suspects(vm, sets, outcomes)
-            + unknown.suspects(vm, sets, entry.holds, operation.steps)
+            + unknown.suspects(vm, sets, ending, operation.steps)
             + await self._living(vm)
         )
         reach(Point.CLOSE_BEFORE)
@@ -163,7 +164,7 @@ class Operations:
             self._units.forget(vm)
         self._events.drift(altered)
         self._events.drift(apply.findings(vm, outcomes))
-        self._events.drift(unknown.findings(vm, entry.holds, operation.steps))
+        self._events.drift(unknown.findings(vm, ending, operation.steps))
         if kept is None:
             self._events.removed(entry, cause)
         else:

@@ -5,11 +5,11 @@ import functools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
-from svirtd.book import pool, registry
+from svirtd.book import groups, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
 from svirtd.core.model import Finding, FindingKind, Step
-from svirtd.core.pool import RankTaken
+from svirtd.core.pool import RankTaken, category_of, key_of
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.renumber import find_devices
@@ -98,9 +98,19 @@ class Quarantine:
                 pool.suspect(db, [one])
                 pool.retire(db, rank)
                 kept = True
-            return kept
+            return kept or self._keep_group(db, found, categories)
 
         return await self._doors.store.write(work)
+
+    def _keep_group(self, db: Database, found: Labelled, categories: frozenset[int]) -> bool:
+        """A group's label has one category. More than one lets in nobody who has only that."""
+        if len(categories) != 1 or not categories <= self._doors.config.group_categories:
+            return False
+        (category,) = categories
+        key, reason = key_of(category), "a file that no member of a group holds carries it"
+        pool.suspect(db, [Suspect(0, key, "", found.identity, found.path, found.label, reason)])
+        groups.keep(db, category)
+        return True
 
     async def _clean(self, suspect: Suspect, *, restore: bool) -> bool:
         doors = self._doors
@@ -158,6 +168,12 @@ class Quarantine:
             path=suspect.path,
             expected=suspect.original or "",
             found=found,
-            reason=f"keeps the set of a VM that is gone out of the pool: {suspect.reason}",
+            reason=f"keeps {_what(suspect)} out of the pool: {suspect.reason}",
             repair=repair,
         )
+
+
+def _what(suspect: Suspect) -> str:
+    if suspect.rank < 0:
+        return f"c{category_of(suspect.rank)}, the category of a group,"
+    return "the set of a VM that is gone"

@@ -3,7 +3,7 @@
 
 import os
 
-from svirtd.book import pool, registry
+from svirtd.book import groups, pool, registry
 from svirtd.book.store import Database
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_categories, parse_context
@@ -80,7 +80,8 @@ class Queries:
     async def owners(self, caller: Caller, what: str) -> list[tuple[VM, Hold | None]]:
         """Return who holds a path, a set of categories or a context.
 
-        Not all of it is for every caller to see: authorize.sees().
+        Of a group's category: its members, and what they hold by it. Not all of it is for every
+        caller to see: authorize.sees().
         """
         await self._doors.authority.authorize(caller, Action.READ)
         if what.startswith("/"):
@@ -97,7 +98,11 @@ class Queries:
             ) from None
 
         def look(db: Database) -> list[tuple[VM, Hold | None]]:
-            return [(vm, None) for vm in registry.vms_by_ranks(db, ranks)]
+            found: list[tuple[VM, Hold | None]] = [
+                (vm, None) for vm in registry.vms_by_ranks(db, ranks)
+            ]
+            # Beside a VM's own set the categories of its groups tell nothing more.
+            return found or _of_groups(db, categories & self._doors.config.group_categories)
 
         return await self._doors.store.read(look)
 
@@ -118,8 +123,7 @@ class Queries:
             return None
         try:
             context = parse_context(await doors.in_file_thread(doors.kernel.process_label, pid))
-            # Beside its own set it has the categories of its groups.
-            rank = doors.shape.rank_of(context.categories - doors.config.group_categories)
+            rank = doors.shape.rank_of(context.categories)
         except (OSError, ValueError):
             return None  # no such process, or its label is not a VM's: it belongs to none
         if doors.goals.of_process(str(context)) is None:
@@ -138,3 +142,16 @@ class Queries:
             return [(vm, hold) for vm, hold in named if sees(caller, vm)]
 
         return [(vm, hold) for vm, hold in await self._doors.store.read(look)]
+
+
+def _of_groups(db: Database, categories: frozenset[int]) -> list[tuple[VM, Hold | None]]:
+    """Return the members of the groups that have these categories, once for each of their holds."""
+    found: list[tuple[VM, Hold | None]] = []
+    for category in sorted(categories):
+        group = groups.by_category(db, category)
+        if group is None:
+            continue
+        holds = groups.holds_of(db, group.name)
+        for vm in groups.members(db, group.name):
+            found += [(vm, hold) for hold in holds if hold.vm_id == vm.id] or [(vm, None)]
+    return found

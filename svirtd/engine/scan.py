@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from svirtd.book import pool, registry
+from svirtd.book import groups, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
 from svirtd.core.mcs import Context, parse_context
@@ -86,7 +86,8 @@ class Scan:
             return None  # its holder is looked at elsewhere; or it is in use by libvirt, say
         owners = await self._doors.store.read(lambda db: self._owners(db, context.categories))
         kept = not owners and await self._quarantine.keep(one, context.categories)
-        return _orphan(one, owners, kept=kept)
+        group = await self._doors.store.read(lambda db: _group(db, context.categories))
+        return _orphan(one, owners, group, kept=kept)
 
     def _owners(self, db: Database, categories: frozenset[int]) -> list[VM]:
         try:
@@ -113,10 +114,20 @@ def _context(label: str) -> Context | None:
         return None
 
 
-def _orphan(one: Labelled, owners: Sequence[VM], *, kept: bool) -> Finding:
+def _group(db: Database, categories: frozenset[int]) -> str:
+    """Return the group that owns one of these categories, if there is one."""
+    found = [groups.by_category(db, category) for category in sorted(categories)]
+    return next((group.name for group in found if group is not None), "")
+
+
+def _orphan(one: Labelled, owners: Sequence[VM], group: str, *, kept: bool) -> Finding:
     reason = "it carries categories of no VM"
     if owners:
         reason = f"it carries the categories of VM {owners[0].name!r}, which does not hold it"
+    elif group:
+        reason = f"it carries the category of group {group!r}, and no member holds it"
+        if kept:
+            reason += "; nobody else gets the category as long as it does"
     elif kept:
         reason += "; they are in quarantine as long as it does"
     return Finding(

@@ -12,7 +12,8 @@ from svirtd.core.plan import Rules
 OURS = "system_u:object_r:svirt_image_t:s0:c1,c2"
 HOLD = Hold("id", "vm", Identity(1, 2), "/a.img", Access.EXCLUSIVE, OURS, "original")
 PRIVATE = frozenset(range(768))
-RULES = Rules(frozenset({"virt_image_t", "unlabeled_t"}), PRIVATE, 2)
+SHARED = frozenset(range(768, 1024))
+RULES = Rules(frozenset({"virt_image_t", "unlabeled_t"}), PRIVATE, 2, SHARED)
 
 
 def test_as_the_book_says() -> None:
@@ -48,7 +49,7 @@ def test_what_means_something_may_not(label: str) -> None:
 
 
 def test_no_label_is_a_type_of_its_own() -> None:
-    found = drift.judge(HOLD, Look(None), Rules(frozenset({"virt_image_t"}), PRIVATE, 2))
+    found = drift.judge(HOLD, Look(None), Rules(frozenset({"virt_image_t"}), PRIVATE, 2, SHARED))
     assert found is not None
     assert not drift.may_put_back(found)
 

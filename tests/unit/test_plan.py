@@ -32,7 +32,8 @@ CONTEXTS = Contexts(
     parse_context("system_u:object_r:virt_content_t:s0"),
 )
 PRIVATE = frozenset(range(768))
-RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}), PRIVATE, 2)
+SHARED = frozenset(range(768, 1024))
+RULES = Rules(frozenset({"virt_image_t", "user_home_t", "unlabeled_t"}), PRIVATE, 2, SHARED)
 PAIR = frozenset({17, 402})
 ROOT = Asker(0, frozenset())
 OWNER = Asker(1000, frozenset())
@@ -248,7 +249,7 @@ def test_refusals(changes: dict[str, object], text: str, access: Access) -> None
 
 def test_no_label_counts_as_unlabelled() -> None:
     assert decide([one(label=None)]).steps
-    narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2)
+    narrow = Rules(frozenset({"virt_image_t"}), PRIVATE, 2, SHARED)
     decided = plan(
         "me", [one(label=None)], Snapshot(), CONTEXTS, SETS, goals.ISOLATED, narrow, ROOT
     )
@@ -257,7 +258,7 @@ def test_no_label_counts_as_unlabelled() -> None:
 
 def test_a_right_label_by_chance_is_a_step_too() -> None:
     label = str(CONTEXTS.content)
-    rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2)
+    rules = Rules(frozenset({"virt_content_t"}), PRIVATE, 2, SHARED)
     seen = one(label=label, access=Access.PUBLIC)
     decided = plan("me", [seen], Snapshot(), CONTEXTS, SETS, goals.ISOLATED, rules, ROOT)
     assert [(s.old, s.new) for s in decided.steps] == [(label, label)]
@@ -270,7 +271,16 @@ def test_a_vms_set_never_becomes_an_original(level: str) -> None:
     assert "of a VM, of today or of an earlier one" in str(refused)
 
 
-@pytest.mark.parametrize("level", ["s0", "s0:c1", "s0:c900,c901", "s0:c1,c900"])
+@pytest.mark.parametrize("level", ["s0:c800", "s0:c900,c901", "s0:c1,c900", "s0-s0:c768.c1023"])
+@pytest.mark.parametrize("access", Access)
+def test_a_groups_category_never_becomes_an_original(level: str, access: Access) -> None:
+    label = f"system_u:object_r:virt_image_t:{level}"
+    refused = refusal(one(label=label, access=access, terms=terms(access)))
+    assert isinstance(refused, ResourceRefused)
+    assert "of a group, of today or of an earlier one" in str(refused)
+
+
+@pytest.mark.parametrize("level", ["s0", "s0:c1"])
 def test_other_categories_are_an_original_like_any(level: str) -> None:
     label = f"system_u:object_r:virt_image_t:{level}"
     assert [step.old for step in decide([one(label=label)]).steps] == [label]
