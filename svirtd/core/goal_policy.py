@@ -15,7 +15,7 @@ from svirtd.core.separation import Ask
 # Every way to others that the kernel knows sockets of. What goes through the file system (unix
 # stream sockets) is files' business, but a datagram socket is what syslog and others listen on.
 _SOCKETS: Final = (
-    *("tcp_socket", "udp_socket", "rawip_socket", "icmp_socket", "sctp_socket", "dccp_socket"),
+    *("tcp_socket", "udp_socket", "rawip_socket", "icmp_socket", "sctp_socket"),
     *("packet_socket", "netlink_route_socket", "netlink_generic_socket", "vsock_socket"),
     *("bluetooth_socket", "tun_socket", "key_socket", "xdp_socket", "tipc_socket", "smc_socket"),
     *("can_socket", "unix_dgram_socket"),
