@@ -76,6 +76,14 @@ def beside(context: Context, process: Context) -> Context:
     return at(context, Sensitivities(low, low))
 
 
+def made_by(process: Context, folder: Context) -> Context:
+    """Return the context of what a process makes in a folder: the folder's type, its own low level.
+
+    With all of its categories, those of its groups among them: the other members lack its pair.
+    """
+    return folder.with_range(Range(process.range.low, process.range.low))
+
+
 def not_below(label: str, held: str) -> str:
     """Return a label, at the sensitivity of `held` if that is higher: what was labelled so may have
     been written so."""

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 
+from svirtd.core import levels
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Identity, Kind, Override, Request, Seen
 from svirtd.core.plan import UNLABELLED_TYPE
@@ -163,7 +164,8 @@ class Openings:
         account = await doors.in_file_thread(_owner_of, vm.runtime_dir)
         stream = await doors.in_file_thread(make_socket, doors.kernel, level_context)
         try:
-            folder, label = vm.runtime_dir, vm.image_context
+            process, image = parse_context(vm.process_context), parse_context(vm.image_context)
+            folder, label = vm.runtime_dir, str(levels.made_by(process, image))
             if account.uid == 0:
                 work = opener_child.connect
                 await doors.in_file_thread(work, doors.kernel, folder, name, label, stream)

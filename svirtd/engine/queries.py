@@ -123,7 +123,8 @@ class Queries:
             return None
         try:
             context = parse_context(await doors.in_file_thread(doors.kernel.process_label, pid))
-            rank = doors.shape.rank_of(context.categories)
+            # Beside its own set it has the categories of its groups.
+            rank = doors.shape.rank_of(context.categories - doors.config.group_categories)
         except (OSError, ValueError):
             return None  # no such process, or its label is not a VM's: it belongs to none
         if doors.goals.of_process(str(context)) is None:

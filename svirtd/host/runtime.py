@@ -69,11 +69,12 @@ def make_folder(
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             kernel.check_context(label)
+            # First: what is made in the folder gets its type.
+            kernel.write_label(fd, label)
             # While the folder is still root's: nobody can have anything in it.
             for name, overlay in overlays.items():
                 _make_overlay(kernel, fd, name, owner, label, overlay)
             os.fchown(fd, owner.uid, owner.gid)
-            kernel.write_label(fd, label)
         finally:
             os.close(fd)
     except OSError as error:

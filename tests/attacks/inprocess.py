@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from svirtd.api import contract
+from svirtd.api.group_objects import GroupObjects
 from svirtd.api.objects import Objects
 from svirtd.api.router import Router
 from svirtd.config import Limits
@@ -26,6 +27,7 @@ SENDER: Final = ":1.4711"
 _UID: Final = 65534
 _READ_BYTES: Final = 1 << 20
 _DEADLINE_S: Final = 30.0
+_QUIET_TURNS: Final = 50
 
 
 class _Closed:
@@ -140,8 +142,11 @@ class Service:
         async with asyncio.timeout(_DEADLINE_S):
             while self._tasks or (self.connection._wire._paused and not self.lost):
                 await self.turn()
-        for _ in range(5):
+        # What is answered already goes out one message at a time.
+        quiet, before = 0, self.answers
+        while quiet < _QUIET_TURNS:
             await self.turn()
+            quiet, before = (quiet + 1, before) if self.answers == before else (0, self.answers)
 
     async def answers_to(self, call: bytes) -> bool:
         """Say whether a call is answered."""
@@ -166,8 +171,10 @@ class Service:
         self._inbox.clear()
 
     def _router(self, bus: Connection) -> Router:
-        parts: Any = [_Closed() for _ in inspect.signature(Objects).parameters]
-        objects = Objects(*parts)
+        # The handlers are the daemon's own, those of groups among them.
+        groups: Any = [_Closed() for _ in inspect.signature(GroupObjects).parameters]
+        parts: dict[str, Any] = {name: _Closed() for name in inspect.signature(Objects).parameters}
+        objects = Objects(**parts | {"groups": GroupObjects(*groups)})
         objects._doors = _Doors()  # type: ignore[assignment]
         taken: dict[str, Any] = {
             "bus": bus, "objects": objects, "contract": self._contract, "journal": self.journal,

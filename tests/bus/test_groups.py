@@ -11,7 +11,18 @@ import pytest
 
 from svirtd.core.mcs import parse_context
 from svirtd.host.bus import Variant
-from tests.support import GROUP, PROPERTIES, ROOT, VM, Client, Daemon, image, label, unwrap
+from tests.support import (
+    GROUP,
+    PROPERTIES,
+    ROOT,
+    VM,
+    Client,
+    Daemon,
+    image,
+    label,
+    unwrap,
+    wait_for,
+)
 
 ACQUIRE = "saa{sv}a{sv}"
 ERROR = "org.svirt1.Error."
@@ -128,3 +139,24 @@ def test_a_persistent_vm_joins_and_leaves(client: Client, group: int, tmp_path: 
     client.release("kept")
     client.call("Forget", "sa{sv}", "kept", {})
     client.call("DeleteGroup", "sa{sv}", "other", {})
+
+
+def test_signals_tell_what_everybody_may_know(client: Client, daemon: Daemon) -> None:
+    path = f"{ROOT}/group/s"
+    client.listen()
+    client.call("CreateGroup", "sa{sv}", "s", {})
+    client.call("Grant", "sa{sv}", "vm", {}, path=path, interface=GROUP)
+    client.call("Acquire", ACQUIRE, "vm", [], in_groups("s"))
+    client.release("vm")
+    client.call("DeleteGroup", "sa{sv}", "s", {})
+    wait_for(
+        "it is told", lambda: any(body[0] == path for body in client.seen("InterfacesRemoved"))
+    )
+    told = {"Name": "s", "Owner": 0}
+    assert [unwrap(body) for body in client.seen("InterfacesAdded") if body[0] == path] == [
+        [path, {GROUP: told}]
+    ]
+    changes = [
+        list(m.body) for m in client.signals if m.member == "PropertiesChanged" and m.path == path
+    ]
+    assert changes == [[GROUP, {}, ["Grants"]], [GROUP, {}, ["Members"]], [GROUP, {}, ["Members"]]]

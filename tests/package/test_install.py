@@ -37,6 +37,7 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/lib/systemd/system/svirtd.service",
         "usr/lib/sysusers.d/svirtd.conf",
         "usr/share/dbus-1/interfaces/org.svirt1.Manager.xml",
+        "usr/share/dbus-1/interfaces/org.svirt1.Group.xml",
         "usr/share/dbus-1/interfaces/org.svirt1.Job.xml",
         "usr/share/dbus-1/interfaces/org.svirt1.VM.xml",
         "usr/share/dbus-1/system-services/org.svirt1.service",

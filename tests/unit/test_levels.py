@@ -256,6 +256,15 @@ def test_a_guessed_label_is_not_below_what_was_held(label: str, held: str, expec
 
 
 @given(processes)
+def test_what_a_vm_makes_has_all_of_its_categories(process: Range) -> None:
+    """Those of its groups, too: the kernel labels so what a member makes in its own folder."""
+    folder = parse_context(f"{IMAGE}s0:c1,c2")
+    found = levels.made_by(PROCESS.with_range(process), folder)
+    assert found.range == Range(process.low, process.low)
+    assert found.type == folder.type
+
+
+@given(processes)
 def test_what_is_a_vms_own_is_at_its_low_level(process: Range) -> None:
     own = parse_context(f"{IMAGE}s0").with_categories(process.low.categories)
     found = levels.beside(own, PROCESS.with_range(process))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from svirtd.host.bus import Variant
 from tests.guest.inside.audit import Audit
-from tests.guest.inside.vms import Captive, disk
+from tests.guest.inside.vms import Captive, captive, disk
 from tests.support import Client, label, unwrap
 
 VMS: Final = 50
@@ -85,6 +85,26 @@ def test_no_surplus_and_no_shortfall(client: Client) -> None:
             client.call("Forget", "sa{sv}", name, {})
         for group in groups:
             client.call("DeleteGroup", "sa{sv}", group, {})
+
+
+def test_a_member_of_a_group_is_known_by_its_label(client: Client) -> None:
+    """One that somebody else starts: beside the set of its own it has the group's category."""
+    client.call("CreateGroup", "sa{sv}", "g", {})
+    options = {"groups": Variant("as", ["g"])}
+    (path,) = client.call("Acquire", "saa{sv}a{sv}", "member", [], options)
+    context = client.properties("member")["ProcessContext"]
+    unit = "known-by-label.service"
+    program = [captive()[0], "-I", "-S", "-c", "import time; time.sleep(600)"]
+    run = ["systemd-run", "-q", "--collect", f"--unit={unit}", f"-pSELinuxContext={context}"]
+    subprocess.run([*run, *program], check=True)
+    try:
+        show = ["systemctl", "show", "--value", "-pMainPID", unit]
+        done = subprocess.run(show, capture_output=True, text=True, check=True)
+        assert client.call("GetVMByPID", "u", int(done.stdout)) == [path]
+    finally:
+        subprocess.run(["systemctl", "stop", unit], check=True)
+        client.release("member")
+        client.call("DeleteGroup", "sa{sv}", "g", {})
 
 
 def test_what_it_says_is_what_a_process_can_do(client: Client, audit: Audit) -> None:
