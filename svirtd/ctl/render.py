@@ -137,7 +137,11 @@ def vm_details(
     ]
     if not held:
         return text + "\nHolds nothing.\n"
-    return text + "\n" + table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
+    text += "\n" + table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
+    digests = [
+        (one["digest"], one.get("path", "")) for one in vm.get("Resources", ()) if "digest" in one
+    ]
+    return text + ("\n" + table(("DIGEST", "PATH"), digests, screen) if digests else "")
 
 
 def finding_list(findings: Sequence[Values], screen: Screen) -> str:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
-from svirtd.core.goals import Goal
+from svirtd.core.goals import Goal, Goals
 from svirtd.core.model import VM, Access, Finding, FindingKind, Hold
 from svirtd.engine.events import Entry
 from svirtd.errors import Failed, ResourceRefused
@@ -100,6 +100,14 @@ class Digests:
         if found is None:
             raise Failed("svirtd stops; the digest was not taken to its end")
         return found
+
+
+def lacking(known: Goals, vm: VM, holds: Sequence[Hold]) -> bool:
+    """Say whether a digest that the VM's goal wants has not been taken."""
+    goal = known.get(vm.goal)
+    if goal is None or not goal.digest:
+        return False
+    return any(hold.access is Access.READONLY and not hold.digest for hold in holds)
 
 
 def _finding(kind: FindingKind, vm: VM, hold: Hold, now: str, why: str) -> Finding:

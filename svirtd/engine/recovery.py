@@ -11,7 +11,7 @@ from dataclasses import replace
 from svirtd.book import ledger, registry
 from svirtd.core.model import VM, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
-from svirtd.engine import apply, entries
+from svirtd.engine import apply, digests, entries
 from svirtd.engine.apply import Fate
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
@@ -128,9 +128,13 @@ class Recovery:
         if operation.kind is OperationKind.RELEASE:
             await self._finish_release(operation)
             return "finished"
-        if await self._finish_acquire(operation):
+        # Nobody was told of a VM whose digests were still to be taken: it is undone, also where all
+        # labels stand, since nothing would prove that its files stayed as they were.
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
+        whole = not digests.lacking(self._doors.goals.known, operation.vm, holds)
+        if whole and await self._finish_acquire(operation):
             return "finished"
-        if self._rebooted:
+        if whole and self._rebooted:
             # The caller may have had the reply: that an operation is closed reaches the disk with
             # the next entry only, and so may the labels. What was promised then is kept: the
             # labels of an acquisition, and a persistent VM's set of categories.

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from svirtd.host.bus import Variant
+from svirtd.host.bus import BusError, Variant
 from tests.bus.test_goals import ACQUIRE, LAUNCH, goal, recorded, svirtctl
 from tests.bus.test_launch import SLEEP, show
+from tests.sandbox import Sandbox
 from tests.support import Client, Daemon, image, label, unwrap, wait_for
 
 CONTENT = b"evidence" * 8192
@@ -216,6 +217,7 @@ def held(daemon: Daemon, client: Client, evidence: Path) -> Iterator[str]:
 
 def test_the_digest_is_shown(held: str, client: Client) -> None:
     assert held == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+    assert held in svirtctl("show", "vm").stdout
     client.release("vm")
     assert findings(client) == []
 
@@ -270,6 +272,36 @@ def test_a_crash_in_between_does_not_lose_it(
     client.release("vm")
     (found,) = wait_for("the finding", lambda: findings(client))
     assert found["kind"] == "altered"
+
+
+@pytest.mark.parametrize(
+    ("points", "after"),
+    [
+        # The labels all stand, and no digest was taken: the caller was told nothing.
+        ("label-after=kill", {}),
+        ("close-before=kill", {"vm": "labelled"}),
+    ],
+)
+def test_an_acquisition_without_its_digest_is_undone(
+    sandbox: Sandbox, client: Client, tmp_path: Path, evidence: Path, points: str,
+    after: dict[str, str],
+) -> None:  # fmt: skip
+    daemon = Daemon(tmp_path / "daemon", failpoints=points)
+    daemon.start()
+    with pytest.raises(BusError):
+        client.call("Acquire", ACQUIRE, "vm", [one(evidence)], goal("forensic"))
+    assert daemon.process is not None
+    daemon.process.wait(20.0)
+    assert ":virt_content_t:" in str(label(evidence))
+    daemon.failpoints = ""
+    daemon.start()
+    assert client.vms() == after
+    assert (label(evidence) is None) is not bool(after)
+    if after:
+        (held,) = client.properties("vm")["Resources"]
+        assert held["digest"] == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
+        client.release("vm")
+    assert daemon.stop() == 0
 
 
 def test_svirtctl_names_disks_and_keeps_writes(

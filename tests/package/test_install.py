@@ -56,6 +56,8 @@ def test_every_part_is_there(root: Path) -> None:
     assert "usr/lib/svirtd/svirtd/contract/org.svirt1.Manager.xml" in found
     own = {str(path.relative_to(build.REPO)) for path in build.REPO.glob("svirtd/**/*.py")}
     assert {f"usr/lib/svirtd/{one}" for one in own} <= found
+    # A site's goals have a place, and none is there.
+    assert list((root / "etc/svirtd/goals.d").iterdir()) == []
 
 
 def test_what_is_shipped_beside_it_is_plain_python(root: Path) -> None:
