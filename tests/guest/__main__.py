@@ -18,7 +18,7 @@ from typing import Final
 
 from tests.guest import build, cuts, machine, parts
 
-_LIMIT_S: Final = {"tests": 2400.0, "demo": 300.0, "compare": 1500.0}
+_LIMIT_S: Final = {"tests": 2400.0, "demo": 600.0, "compare": 1500.0}
 _CUTS: Final = 10
 # How many of a boot's tests are named with what they took: the shares are made by that.
 _SLOWEST: Final = 20
