@@ -4,8 +4,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from svirtd.core.job import JobView
 from svirtd.core.matrix import Cell
-from svirtd.core.model import VM, Finding, Hold, JobView
+from svirtd.core.model import VM, Finding, Hold
 from svirtd.core.plan import Plan
 from svirtd.engine.walls import View
 from svirtd.host.bus import Variant

@@ -18,7 +18,8 @@ from svirtd.api.contract import (
 )
 from svirtd.api.group_objects import Emit, GroupObjects
 from svirtd.core.groups import GroupView
-from svirtd.core.model import Caller, Finding, JobView, Standing
+from svirtd.core.job import JobView
+from svirtd.core.model import Caller, Finding, Standing
 from svirtd.core.names import escape_path
 from svirtd.engine.authorize import sees
 from svirtd.engine.backups import Backups

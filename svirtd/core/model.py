@@ -110,7 +110,8 @@ class Terms:
 
     `id` is what the request calls it. `group`: labelled by that group's category. `level`: empty
     for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how. `takes`:
-    the id of the resource over which it is the overlay.
+    the id of the resource over which it is the overlay. `reads`: what the access lets others write
+    is only read by this VM, whose domain writes none of it.
     """
 
     id: str = ""
@@ -119,6 +120,7 @@ class Terms:
     until_us: int = 0
     at_end: AtEnd = AtEnd.REPORT
     takes: str = ""
+    reads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,11 @@ class ResourceRequest:
     def named(self) -> str:
         """The resource in the caller's words, for messages."""
         return self.path if self.path is not None else "the passed descriptor"
+
+    @property
+    def opens(self) -> Access:
+        """The access whose rights a caller has to have: no more than what the VM gets."""
+        return Access.READONLY if self.terms.reads else self.access
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,27 +369,6 @@ class Process:
 
     pid: int
     context: str
-
-
-class JobState(enum.StrEnum):
-    """Where a job is in its life; the contract words each."""
-
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-
-
-@dataclass(frozen=True, slots=True)
-class JobView:
-    """What others may know of a job. `progress` goes from 0 to 1 and never back."""
-
-    id: int
-    kind: str
-    owner_uid: int
-    state: JobState
-    progress: float
-    error: tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)

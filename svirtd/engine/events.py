@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from svirtd.core.groups import GroupView
-from svirtd.core.model import VM, Finding, Hold, JobView, Standing
+from svirtd.core.job import JobView
+from svirtd.core.model import VM, Finding, Hold, Standing
 from svirtd.failpoints import Point, reach
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The goals of this host, and whether the loaded policy keeps them."""
 
+from dataclasses import replace
+
 from svirtd.core import goals
 from svirtd.core.goals import Goal, Goals, Network
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import Contexts, Request
+from svirtd.core.model import Access, Contexts, Request
 from svirtd.engine.enforcement import Enforcement
 from svirtd.errors import InvalidArgs, LabelRefused
 
@@ -22,6 +24,25 @@ def refuse_to_acquire(goal: Goal, request: Request) -> None:
         )
     if any(one.terms.takes for one in request.resources):
         raise InvalidArgs("'overlay' is for a launch: who starts the VM himself makes his overlays")
+
+
+def as_used(goal: Goal, base: Contexts, request: Request) -> Request:
+    """Return a request of a VM with this goal, in which what it will only read is said to be read.
+
+    What a group writes is held with one access by all; a member whose domain writes none of it need
+    not be let write the file to read it.
+    """
+    if goal.writes_images(base):
+        return request
+    return replace(
+        request,
+        resources=tuple(
+            replace(one, terms=replace(one.terms, reads=True))
+            if one.access is Access.GROUP
+            else one
+            for one in request.resources
+        ),
+    )
 
 
 class SiteGoals:

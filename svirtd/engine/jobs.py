@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Final
 
 from svirtd.config import Limits
-from svirtd.core.model import Caller, JobState, JobView
+from svirtd.core.job import JobState, JobView
+from svirtd.core.model import Caller
 from svirtd.engine.authorize import Action, Authority
 from svirtd.engine.events import Events
 from svirtd.errors import Cancelled, LimitsExceeded, SvirtError, UnknownObject

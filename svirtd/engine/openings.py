@@ -115,7 +115,7 @@ class Openings:
             return await self._kept(lambda: opening.open_all(kernel, resources))
         passed = [one.fd for one in resources if one.fd is not None]
         named = [
-            (one.path, None if one.fd is None else passed.index(one.fd), one.access.value)
+            (one.path, None if one.fd is None else passed.index(one.fd), one.opens.value)
             for one in resources
         ]
         job = {"do": "open", "resources": named}
@@ -239,7 +239,7 @@ def refuse_by_policy(kernel: Kernel, caller: Caller, seen: Sequence[Seen]) -> No
         if one.kind not in (Kind.FILE, Kind.BLOCK):
             continue  # the plan refuses it
         needed = {"getattr", "open", "read"}
-        if one.access.writes:
+        if one.access.writes and not one.terms.reads:
             needed.add("write")
         target = one.label or _UNLABELLED
         _refuse_missing(kernel, source, target, one, needed)

@@ -69,7 +69,7 @@ class Requests:
     async def acquire(self, caller: Caller, request: Request) -> VM:
         """Label the resources for a VM that somebody else starts."""
         await self._may(caller, Action.LABEL, request)
-        goal = self._doors.goals.named(request.goal)
+        goal, request = self._goal(request)
         goals.refuse_to_acquire(goal, request)
         await self._may_choose_level(caller, request)
         async with (
@@ -95,7 +95,7 @@ class Requests:
         if account.uid != caller.uid:
             await self._may(caller, Action.RUN_AS_USER, request, account.name, command.argv)
         runs_as = credentials.Account(account.uid, account.gid, account.groups)
-        goal = self._doors.goals.named(request.goal)
+        goal, request = self._goal(request)
         domain = goal.contexts(self._doors.contexts).process
         await self._openings.check_command(runs_as, command.argv[0], domain)
         launching = Launching(unit_name(request.name), f"{self._doors.config.runtime_directory}/vm")
@@ -127,7 +127,7 @@ class Requests:
     async def plan(self, caller: Caller, request: Request) -> tuple[Goal, VM, Plan]:
         """Say what acquire would do with this request, resource by resource; change nothing."""
         await self._may(caller, Action.PLAN, request)
-        goal = self._doors.goals.named(request.goal)
+        goal, request = self._goal(request)
         await self._may_choose_level(caller, request)
         self._refuse_too_many(request)
         async with self._openings.lifted(caller, request) as held:
@@ -155,6 +155,10 @@ class Requests:
         return await self._openings.connect(vm, socket, level)
 
     # -- the pipeline's own parts -----------------------------------------------------------
+
+    def _goal(self, request: Request) -> tuple[Goal, Request]:
+        goal = self._doors.goals.named(request.goal)
+        return goal, goals.as_used(goal, self._doors.contexts, request)
 
     async def _may(
         self,

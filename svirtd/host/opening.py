@@ -85,7 +85,7 @@ def hold_all(requests: Sequence[ResourceRequest]) -> list[int]:
 
 def _hold(request: ResourceRequest) -> int:
     if request.fd is not None:
-        return _hold_passed(request.fd, request.access)
+        return _hold_passed(request.fd, request.opens)
     path = str(request.path)
     try:
         return walk.hold(path)
@@ -102,7 +102,7 @@ def open_all_held(
     try:
         for request, fd in zip(requests, held, strict=True):
             taken = (
-                Taken(open_held(kernel, str(request.path), fd, request.access))
+                Taken(open_held(kernel, str(request.path), fd, request.opens))
                 if request.fd is None
                 else Taken(None, walk.kind_of(fd))
             )
@@ -147,8 +147,8 @@ def take(kernel: Kernel, request: ResourceRequest) -> Taken:
     InvalidArgs, LimitsExceeded.
     """
     if request.path is not None:
-        return Taken(_open_path(kernel, request.path, request.access))
-    held = _hold_passed(_passed(request), request.access)
+        return Taken(_open_path(kernel, request.path, request.opens))
+    held = _hold_passed(_passed(request), request.opens)
     try:
         return Taken(None, walk.kind_of(held))
     finally:

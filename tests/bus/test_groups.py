@@ -160,3 +160,26 @@ def test_signals_tell_what_everybody_may_know(client: Client, daemon: Daemon) ->
         list(m.body) for m in client.signals if m.member == "PropertiesChanged" and m.path == path
     ]
     assert changes == [[GROUP, {}, ["Grants"]], [GROUP, {}, ["Members"]], [GROUP, {}, ["Members"]]]
+
+
+def test_who_only_reads_need_not_be_let_write(
+    daemon: Daemon, client: Client, group: int, tmp_path: Path
+) -> None:
+    """A member whose domain writes none of it is opened the file for reading."""
+    disk = image(tmp_path / "a.img")
+    client.call("Acquire", ACQUIRE, "writer", shared(disk), in_groups("g"))
+    with disk.open("rb") as reading:
+        passed = {**shared(disk)[0], "fd": Variant("h", 0)}
+        del passed["path"]
+        fds = [reading.fileno()]
+        for goal, refused in (("isolated", "not open for reading and writing"), ("view-only", "")):
+            options = {**in_groups("g"), "goal": Variant("s", goal)}
+            call = ("Acquire", ACQUIRE, "reader", [passed], options)
+            if refused:
+                assert refused in client.error(*call, fds=fds).text
+            else:
+                client.call(*call, fds=fds)
+    assert label(disk) == f"system_u:object_r:svirt_image_t:s0:c{group}"
+    client.release("writer")
+    client.release("reader")
+    assert label(disk) is None

@@ -7,7 +7,8 @@ import contextlib
 import pytest
 
 from svirtd.config import Limits
-from svirtd.core.model import Caller, JobState, JobView
+from svirtd.core.job import JobState, JobView
+from svirtd.core.model import Caller
 from svirtd.engine.events import Events, Listener
 from svirtd.engine.jobs import Jobs
 from svirtd.errors import AccessDenied, Cancelled, Failed, LimitsExceeded, UnknownObject
