@@ -177,6 +177,26 @@ DEFENCES: Final[dict[str, Defence]] = {
             ("svirtd.api.turns", "Turns._refuse_too_many", _always(None)),
         ),
     ),
+    "a group's owner says who is in it": Defence(
+        "a VM of another user's is in a group by a grant for its name and its owner only",
+        (("svirtd.core.groups", "refuse_member", _always(None)),),
+    ),
+    "what a group shares is its members'": Defence(
+        "a resource of a group goes with being in it",
+        (("svirtd.core.plan", "_refuse_group", _always(None)),),
+    ),
+    "others see that a group exists, and no more": Defence(
+        "authorize.sees_group() is asked before who is in it, and its category, is told",
+        (("svirtd.engine.authorize", "sees_group", _always(True)),),
+    ),
+    "what VMs or a group had is no original": Defence(
+        "a file that carries categories of VMs or of a group is not taken",
+        (("svirtd.core.plan", "_refuse_carried", _always(None)),),
+    ),
+    "one user has a bounded part of the groups": Defence(
+        "categories that his earlier groups left in quarantine count as groups",
+        (("svirtd.book.groups", "retired_of", _always(0)),),
+    ),
     "one user has a bounded part of the book": Defence(
         "quotas of [limits] for each uid",
         (("svirtd.engine.quotas", "refuse_too_many", _always(None)),),
