@@ -14,6 +14,8 @@ from tests.guest import build
 
 SHARES: Final = 3
 CUTS: Final = "cuts"
+# The newest Debian once more, with the policy of levels.
+LEVELS: Final = "levels"
 _INSIDE: Final = Path("tests/guest/inside")
 _LAST: Final = "z_audit"
 # Files that take long under emulation, in seconds; the others take about as long as `_USUAL_S`.
@@ -37,12 +39,14 @@ _ON_OLDER: Final = (
 def names() -> list[str]:
     """Return the names of the boots."""
     *older, _ = build.releases()
-    return [*(str(number + 1) for number in range(SHARES)), *older, CUTS]
+    return [*(str(number + 1) for number in range(SHARES)), *older, LEVELS, CUTS]
 
 
 def suite_of(name: str) -> str:
     """Return the Debian that a boot is of."""
     *older, newest = build.releases()
+    if name == LEVELS:
+        return f"{newest}-mls"
     return name if name in older else newest
 
 
@@ -50,6 +54,8 @@ def files_of(name: str) -> list[str]:
     """Return the files of tests that a boot runs."""
     if name == CUTS:
         return []
+    if name == LEVELS:
+        return [f"{_INSIDE}/mls", _path(_LAST)]
     if not name.isdigit():
         return [_path(one) for one in _ON_OLDER]
     return shares(sorted(build.REPO.glob(f"{_INSIDE}/test_*.py")))[int(name) - 1]
