@@ -31,7 +31,7 @@ _COSTS_S: Final = {
     "o_coexist": 150,
 }
 _ON_OLDER: Final = (
-    *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix"),
+    *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix", "l_types"),
     _LAST,
 )
 

@@ -11,6 +11,7 @@ import pytest
 import setools
 
 from svirtd.config import Config
+from svirtd.core import goal_policy
 from svirtd.core.mcs import parse_context
 from svirtd.host.kernel import Kernel
 
@@ -186,3 +187,38 @@ def test_the_bus_may_carry_images_only_if_an_administrator_says_so() -> None:
 )
 def test_files_carry_the_modules_types(path: str, expected: str) -> None:
     assert parse_context(Kernel().read_label(path) or "").type == expected
+
+
+def broken(domain: str, *, network: bool, writes_images: bool) -> list[str]:
+    """What svirtd itself finds wrong with a domain, if a goal promises this of it."""
+    mine = {
+        kind: parse_context(f"system_u:object_r:{kind}:s0:c1,c2")
+        for kind in ("svirt_image_t", "virt_content_t", "svirtd_scratch_t")
+    }
+    return goal_policy.problems(
+        process=parse_context(f"system_u:system_r:{domain}:s0:c1,c2"),
+        image=mine["svirt_image_t"],
+        content=mine["virt_content_t"],
+        scratch=None if writes_images else mine["svirtd_scratch_t"],
+        network=network,
+        writes_images=writes_images,
+        ask=Kernel().decide,
+    )
+
+
+def test_what_svirtd_asks_before_it_uses_a_goals_domain() -> None:
+    assert broken("svirtd_offline_t", network=False, writes_images=True) == []
+    assert broken("svirtd_view_t", network=False, writes_images=False) == []
+    assert broken("svirtd_zone_t", network=True, writes_images=True) == []
+    # Each promise is seen to be broken by a domain that was not made for it.
+    for domain in ("svirt_t", "svirtd_zone_t"):
+        found = "; ".join(broken(domain, network=False, writes_images=True))
+        assert (
+            f"may bind, connect, create, read, write the tcp_socket system_u:system_r:{domain}"
+            in found
+        )
+    found = "; ".join(broken("svirtd_offline_t", network=False, writes_images=False))
+    assert "the file system_u:object_r:svirt_image_t" in found
+    assert "may not create, open, read, write its own file" in found
+    (found,) = broken("svirtd_none_t", network=False, writes_images=True)
+    assert found.startswith("the loaded policy does not say what system_u:system_r:svirtd_none_t")

@@ -5,6 +5,7 @@ No namespace, no filter of systemd's and no rule of svirtd's is in the way, and 
 what is stopped in here, the type has stopped. The same under svirt_t shows that the attempts work.
 """
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Final
 import pytest
 
 from svirtd.host.kernel import Kernel
+from tests.guest.inside import devices
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.sealed import (
     Attempt,
@@ -31,7 +33,6 @@ OTHER: Final = "s0:c1,c3"
 ADDRESS: Final = "192.0.2.1"
 NAMESPACE: Final = "/run/netns/sealed-other"
 ABSTRACT: Final = "\\0sealed-host"
-_IP_TAP: Final = ("ip", "tuntap")
 WRITES: Final = {"svirtd_view_t": "svirtd_scratch_t"}
 SEALED: Final = ("svirtd_offline_t", "svirtd_view_t")
 GOALS: Final = (*SEALED, "svirtd_zone_t")
@@ -44,19 +45,13 @@ def context(kind: str, level: str = LEVEL) -> str:
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """A port of the host's that answers, on every address; one of them is a network card's."""
-    subprocess.run(["modprobe", "-a", "dummy", "tun", "vhost_vsock"], check=True)
-    for command in (
-        "link add sealed0 type dummy",
-        f"address add {ADDRESS}/24 dev sealed0",
-        "link set sealed0 up",
-        "netns add sealed-other",
+    subprocess.run(["modprobe", "-a", "tun", "vhost_vsock"], check=True)
+    with (
+        devices.card(ADDRESS),
+        devices.namespace("sealed-other"),
+        socket.create_server(("0.0.0.0", 0), backlog=64) as server,
     ):
-        subprocess.run(["ip", *command.split()], check=True)
-    with socket.create_server(("0.0.0.0", 0), backlog=64) as server:
-        number: int = server.getsockname()[1]
-        yield number
-    subprocess.run(["ip", "link", "delete", "sealed0"], check=True)
-    subprocess.run(["ip", "netns", "delete", "sealed-other"], check=True)
+        yield int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -318,12 +313,11 @@ def test_a_zone_is_a_network_and_nothing_else(captured: Captured, audit: Audit, 
     for family, kind in (("AF_INET6", "SOCK_STREAM"), ("AF_NETLINK", "SOCK_RAW")):
         captured.do(f"opened(socket.{family}, socket.{kind})")
     # A tap that its administrator made, which another VM of the zone had before.
-    subprocess.run([*_IP_TAP, "add", "sealedtap", "mode", "tap", "user", "root"], check=True)
-    before = Captured("before", "svirtd_zone_t", OTHER)
-    before.do("tap('sealedtap')")
-    before.end()
-    captured.do("tap('sealedtap')")
-    subprocess.run([*_IP_TAP, "delete", "sealedtap", "mode", "tap"], check=True)
+    with devices.tap("sealedtap", os.getuid()):
+        before = Captured("before", "svirtd_zone_t", OTHER)
+        before.do("tap('sealedtap')")
+        before.end()
+        captured.do("tap('sealedtap')")
     me = captured.context
     attempts = [
         ("tap('mine')", None),
