@@ -188,7 +188,8 @@ def _accelerator(guest: Guest) -> Sequence[str]:
     if Path("/dev/kvm").exists() and _boots(guest, kvm):
         return kvm
     sys.stderr.write("guest: KVM does not run the guest's kernel here; software emulation\n")
-    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"]
+    # Not "max": programs pick the newest instructions, which take the longest to emulate.
+    return ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"]
 
 
 def _boots(guest: Guest, accelerator: Sequence[str]) -> bool:
