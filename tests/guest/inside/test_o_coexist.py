@@ -9,14 +9,14 @@ from typing import Final
 import pytest
 
 from svirtd.core.mcs import parse_categories
-from svirtd.host.bus import BusError
+from svirtd.host.bus import BusError, Variant
 from tests.guest.inside import others
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.conftest import systemctl
 from tests.guest.inside.others import CONTAINER, Container, Domain
 from tests.guest.inside.test_f_drift import verify
 from tests.guest.inside.vms import Captive, categories, disk
-from tests.support import Client
+from tests.support import GROUP, PROPERTIES, ROOT, Client, label, unwrap
 
 EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
 # Few enough that whoever draws meets what the others have; fewer libvirt refuses to draw from.
@@ -167,3 +167,57 @@ def test_a_container_that_takes_a_running_vms_set(client: Client, more: str) -> 
         container.end()
     assert verify(client) == []
     vm.end()
+
+
+def category_of(client: Client, group: str) -> int:
+    path = f"{ROOT}/group/{group}"
+    (values,) = client.call("GetAll", "s", GROUP, path=path, interface=PROPERTIES)
+    (number,) = parse_categories(str(unwrap(values)["Category"]))
+    return number
+
+
+def test_a_group_and_a_foreign_process_with_its_category(
+    client: Client, configure: Callable[[str], None]
+) -> None:
+    """One category is all that a group's resources ask for: others must not have it."""
+    configure('[labels]\ngroups = "c768.c770"\n')
+    systemctl("restart", "svirtd.service")
+    groups: list[str] = []
+
+    def create(name: str) -> int:
+        client.call("CreateGroup", "sa{sv}", name, {})
+        groups.append(name)
+        return category_of(client, name)
+
+    there = [Container("pair", "s0:c5,c768"), Container("one", "s0:c769")]
+    try:
+        # Both are stepped over, though one has a private category besides.
+        assert create("g") == 770
+        refused = client.error("CreateGroup", "sa{sv}", "h", {})
+        assert refused.name == EXHAUSTED
+        there.pop().end()
+        assert create("h") == 769
+
+        # One that comes later, and asks nobody, is told; whoever shares with it is refused.
+        there.append(Container("late", "s0:c6,c770"))
+        (found,) = [one for one in verify(client) if one["kind"] == "conflict"]
+        assert found["path"] == f"/proc/{there[-1].pid}"
+        assert "group 'g'" in found["reason"]
+        member = {"groups": Variant("as", ["g"])}
+        of_group = {"access": Variant("s", "group"), "group": Variant("s", "g")}
+        named = [{"path": Variant("s", str(disk("a"))), **of_group}]
+        for resources in ([], named):
+            refused = client.error("Acquire", "saa{sv}a{sv}", "vm", resources, member)
+            assert refused.name == "org.svirt1.Error.Drift"
+            assert "c770 of group 'g'" in refused.text
+        client.call("Acquire", "saa{sv}a{sv}", "vm", [], {"groups": Variant("as", ["h"])})
+        client.release("vm")
+
+        there.pop().end()
+        client.call("Acquire", "saa{sv}a{sv}", "vm", named, member)
+        assert categories(str(label("/srv/vm/a.img"))) == {770}
+        client.release("vm")
+    finally:
+        others.end(there)
+        for name in groups:
+            client.call("DeleteGroup", "sa{sv}", name, {})
