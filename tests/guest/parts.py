@@ -27,7 +27,7 @@ _COSTS_S: Final = {
     "e_clients": 20,
     "f_drift": 120,
     "k_matrix": 70,
-    "l_types": 120,
+    "m_goals": 70,
     "o_coexist": 150,
 }
 _ON_OLDER: Final = (
