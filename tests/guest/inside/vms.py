@@ -142,10 +142,13 @@ class Qemu(Machine):
         machine: str = "none",
         devices: bool = False,
         read_only: Sequence[Path] = (),
+        group: str = "",
         **options: Variant,
     ) -> None:
         argv = qemu(*disks, machine=machine, devices=devices, read_only=read_only)
-        named = resources(*disks) + resources(*read_only, access="readonly")
+        named = shared(group, *disks) if group else resources(*disks)
+        options = _in_group(group, options)
+        named += resources(*read_only, access="readonly")
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "qmp")
         self.greet()
@@ -189,14 +192,30 @@ class Qemu(Machine):
         return dict(job) if job["status"] == "concluded" else None
 
 
+def shared(group: str, *disks: Path, access: str = "group") -> list[dict[str, Variant]]:
+    """Return disks as resources of a group."""
+    return [one | {"group": Variant("s", group)} for one in resources(*disks, access=access)]
+
+
+def _in_group(group: str, options: dict[str, Variant]) -> dict[str, Variant]:
+    return options | {"groups": Variant("as", [group])} if group else options
+
+
 class Captive(Machine):
     """A VM that does what captive.py can."""
 
     def __init__(
-        self, client: Client, name: str, *disks: Path, access: str = "exclusive", **options: Variant
+        self,
+        client: Client,
+        name: str,
+        *disks: Path,
+        access: str = "exclusive",
+        group: str = "",
+        **options: Variant,
     ) -> None:
         argv = captive()
-        named = [{"path": Variant("s", str(d)), "access": Variant("s", access)} for d in disks]
+        named = shared(group, *disks, access=access) if group else resources(*disks, access=access)
+        options = _in_group(group, options)
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "control")
 
