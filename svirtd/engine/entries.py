@@ -12,6 +12,7 @@ from svirtd.book import groups, ledger, pool, registry
 from svirtd.book.store import Database
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group
+from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.model import (
     VM,
     Caller,
@@ -323,8 +324,13 @@ def set_failed(db: Database, vm: VM, reason: str) -> VM:
 
 
 def _reserved(vm: VM) -> VM:
+    # Its groups' categories may be another group's by the time that somebody reads the context.
+    own = parse_context(vm.process_context)
+    if vm.groups:
+        own = own.with_categories(parse_categories(vm.categories))
     return replace(
         vm,
+        process_context=str(own),
         state=State.RESERVED,
         reason="",
         unit="",

@@ -102,16 +102,39 @@ class Refuse:
     on: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """A group is made or deleted, or a VM joins it or leaves it for its next start."""
+
+    what: str
+    vm: str
+    group: str
+    insist: bool
+    cut: str
+
+
+# Each with the group that shares it.
+_ACCESSES: Final = (
+    ("group", "g"),
+    ("exclusive", ""),
+    ("readonly", ""),
+    ("group", "g"),
+    ("readonly", "g"),
+    ("group", "h"),
+    ("public", ""),
+    ("public", ""),
+)
+_groups = st.sampled_from(("g", "g", "h"))
 _names = st.sampled_from((*FILES, *NAMES))
 _vms = st.sampled_from(VMS)
 # In the middle: the ends of a range are drawn more often.
 _insist = st.sampled_from([False] * 5 + [True] + [False] * 6)
 _wants = st.lists(
     st.builds(
-        lambda folder, name, access, fd: Want(f"{folder}/{name}", access, fd),
+        lambda folder, name, access, fd: Want(f"{folder}/{name}", access[0], fd, access[1]),
         st.sampled_from(["disks", "disks", "view"]),
         _names,
-        st.sampled_from(["exclusive", "readonly", "public", "public"]),
+        st.sampled_from(_ACCESSES),
         st.sampled_from([False, False, False, True]),
     ),
     min_size=1,
@@ -139,6 +162,14 @@ steps = st.one_of(
     _asks,
     st.builds(GiveBack, st.sampled_from(["Release", "Release", "Forget"]), _vms, _insist, _cuts),
     st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts),
+    st.builds(
+        Groups,
+        st.sampled_from(["join", "make", "delete", "leave", "join"]),
+        _vms,
+        _groups,
+        _insist,
+        _cuts,
+    ),
     st.builds(Service, st.sampled_from(["kill", "stop", "start"]), st.booleans(), _cuts),
     st.builds(Relabel, _names, st.one_of(st.sampled_from(LABELS), _names)),
     st.builds(
@@ -169,8 +200,12 @@ class Histories(RuleBasedStateMachine):
         self.run.end(failed=sys.exc_info()[0] is not None)
 
     @rule(it=steps)
-    def step(self, it: Ask | GiveBack | End | Service | Relabel | Disturb | Refuse) -> None:
+    def step(
+        self, it: Ask | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
+    ) -> None:
         match it:
+            case Groups():
+                self._groups(it)
             case Ask():
                 self._ask(it)
             case GiveBack():
@@ -229,8 +264,30 @@ class Histories(RuleBasedStateMachine):
                 found.setdefault(file.ino, want)
         return list(found.values())
 
+    def _groups(self, it: Groups) -> None:
+        self._serve(it.cut)
+        run, vms = self.run, self.run.world.vms.values()
+        kept = [vm for vm in vms if vm.persistent and vm.state == "reserved"]
+        if it.what == "make":
+            run.make_group(it.group)
+        elif it.what == "delete":
+            if it.group in run.world.groups or it.insist:
+                run.delete_group(it.group)
+        elif it.what == "join":
+            if kept or it.insist:
+                run.make_group(it.group)
+                fitting = [vm.name for vm in kept]
+                run.member(self._one_of(it.vm, fitting, insist=it.insist), it.group, joins=True)
+        else:
+            fitting = [vm.name for vm in kept if it.group in vm.lasting]
+            if fitting or it.insist:
+                run.member(self._one_of(it.vm, fitting, insist=it.insist), it.group, joins=False)
+
     def _ask(self, it: Ask) -> None:
         self._serve(it.cut)
+        if not it.insist:
+            for name in sorted({want.group for want in it.wants if want.group}):
+                self.run.make_group(name)
         vm, wanted, foretold = self._unused(it), self._wanted(it), ""
         if it.what.startswith("Plan"):
             foretold = self.run.plan(vm, wanted)

@@ -10,7 +10,7 @@ from math import comb
 from pathlib import Path
 from typing import Any
 
-from tests.crash.model import Pair, categories
+from tests.crash.model import GROUP_POOL, Pair, categories
 from tests.support import wait_for
 
 
@@ -54,11 +54,16 @@ def _pair(pool: Pair, rank: int) -> Pair:
     raise AssertionError(f"the pool has no rank {rank}")
 
 
+def _carried(pool: Pair, key: int) -> Pair:
+    """What a key of the quarantine means: below every rank are the categories of groups."""
+    return frozenset({-1 - key}) if key < 0 else _pair(pool, key)
+
+
 def suspects(path: Path, pool: Pair) -> list[tuple[tuple[int, ...], str, int]]:
     """The quarantine: pair, path and inode number of each object in it."""
     with _opened(path) as book:
         rows = book.execute("SELECT rank, path, ino FROM quarantine").fetchall()
-    return sorted((tuple(sorted(_pair(pool, rank))), path, ino) for rank, path, ino in rows)
+    return sorted((tuple(sorted(_carried(pool, rank))), path, ino) for rank, path, ino in rows)
 
 
 def check(
@@ -74,7 +79,12 @@ def check(
     with _opened(path) as book:
         vms = book.execute("SELECT rank, name, categories, state FROM vm").fetchall()
         holds = book.execute("SELECT rank, dev, ino, access, label FROM hold").fetchall()
-        suspected = {rank for (rank,) in book.execute("SELECT rank FROM quarantine")}
+        shares = set(book.execute("SELECT dev, ino, access, grp, label FROM hold"))
+        owned = dict(book.execute("SELECT name, category FROM vm_group"))
+        grouped = {ino: owned[grp] for _, ino, _, grp, _ in shares if grp}
+        keys = {key for (key,) in book.execute("SELECT rank FROM quarantine")}
+        suspected = {key for key in keys if key >= 0}
+        waiting_groups = {c for (c,) in book.execute("SELECT category FROM group_returned")}
         returned = [rank for (rank,) in book.execute("SELECT rank FROM returned")]
         cursor, waiting, quarantined = book.execute(
             "SELECT cursor, returned, quarantined FROM pool"
@@ -92,7 +102,13 @@ def check(
     # 5: an exclusive object has one holder.
     holders = Counter((dev, ino) for _, dev, ino, _, _ in holds)
     shared = {ino for _, dev, ino, access, _ in holds if holders[dev, ino] > 1}
-    assert all(access == "public" for _, _, ino, access, _ in holds if ino in shared)
+    for number in shared:
+        (one,) = {(access, grp) for _, ino, access, grp, _ in shares if ino == number}
+        assert one[0] == "public" or one[1], one
+    # 4, for groups: a category that may be given is no group's, and nothing may carry it.
+    taken = set(owned.values()) | {-1 - key for key in keys if key < 0}
+    assert len(set(owned.values())) == len(owned)
+    assert not waiting_groups & taken
     assert not {rank for rank, *_ in holds} - ranks
     # 2: no file carries the categories of no VM, unless somebody else has put them there.
     held = {(rank, ino) for rank, _, ino, _, _ in holds}
@@ -102,3 +118,6 @@ def check(
             if ino not in foreign and _pair(pool, rank) <= categories(label):
                 assert rank in known, f"{name} carries {label}, the categories of no VM"
                 assert (rank, ino) in held or rank in suspected, f"{name} carries {label}, unheld"
+        for category in categories(label) & GROUP_POOL:
+            if ino not in foreign:
+                assert grouped.get(ino) == category or -1 - category in keys, f"{name}: {label}"

@@ -23,7 +23,7 @@ from tests.crash import model
 from tests.crash.histories_disks import Disks
 from tests.crash.histories_seen import POOL, expected, seen
 from tests.crash.model import Finding, Guest, Want, World, categories
-from tests.support import MANAGER, PROPERTIES, Client, Daemon, svirt_units, unwrap, wait_for
+from tests.support import MANAGER, PROPERTIES, VM, Client, Daemon, svirt_units, unwrap, wait_for
 from tests.zygote import Zygote
 
 EXTRA: Final = '[labels]\nprivate = "c0.c3"\n[drift]\nrepair = false\n'
@@ -204,7 +204,7 @@ class Run:
         """Acquire or Launch; `foretold`: the categories that a plan has shown."""
         errors = self.world.judge(name, wanted)
         token, client = self._caller(slot)
-        options = {"persistent": Variant("b", persistent)}
+        options = {"persistent": Variant("b", persistent), **self._groups(wanted)}
         if token is not None:
             options["lifetime"] = Variant("s", "caller")
 
@@ -226,6 +226,47 @@ class Run:
                 self.world = granted()
                 if foretold:
                     assert model.text(self.world.vms[name].pair) == foretold
+
+    @staticmethod
+    def _groups(wanted: Sequence[Want]) -> dict[str, Variant]:
+        """The option that has the VM in every group whose files it wants."""
+        groups = sorted({want.group for want in wanted if want.group})
+        return {"groups": Variant("as", groups)} if groups else {}
+
+    def member(self, name: str, group: str, *, joins: bool) -> None:
+        """Have a VM join or leave a group, or one that is not there."""
+        after = copy.deepcopy(self.world)
+        errors = after.join(name, group) if joins else after.leave(name, group)
+        with self.maybe_dying(lambda: [after]):
+            where = {"path": f"/org/svirt1/vm/{name}", "interface": VM}
+            self._answer(
+                errors, "JoinGroup" if joins else "LeaveGroup", "sa{sv}", group, {}, **where
+            )
+            self.world = after
+
+    def make_group(self, name: str) -> None:
+        """Make a group, if there is none of this name."""
+
+        def made() -> list[World]:
+            found = self.seen()["groups"].get(name)
+            if found is None:
+                return []
+            world = copy.deepcopy(self.world)
+            world.create_group(name, found[0])
+            return [world]
+
+        if name not in self.world.groups:
+            with self.maybe_dying(made):
+                self.call("CreateGroup", "sa{sv}", name, {})
+                (self.world,) = made()
+
+    def delete_group(self, name: str) -> None:
+        """Delete a group; one that a VM is in stays."""
+        after = copy.deepcopy(self.world)
+        errors = after.delete_group(name)
+        with self.maybe_dying(lambda: [after]):
+            self._answer(errors, "DeleteGroup", "sa{sv}", name, {})
+            self.world = after
 
     def release(self, name: str) -> None:
         """Release a VM, or one that is not there."""
@@ -252,7 +293,8 @@ class Run:
             errors = self.world.general(name, wanted)
             if any(self.world.cannot_open(want) for want in wanted):
                 errors.add(model.REFUSED)
-            steps = self._answer(errors, "Plan", "saa{sv}a{sv}", name, asked, {}, fds=fds)
+            options = self._groups(wanted)
+            steps = self._answer(errors, "Plan", "saa{sv}a{sv}", name, asked, options, fds=fds)
             if steps is not None:
                 # The last entry is about the VM and its goal.
                 foretold = self._check_plan(name, wanted, unwrap(steps[0][:-1]))
@@ -261,7 +303,8 @@ class Run:
 
     def _check_plan(self, name: str, wanted: Sequence[Want], steps: list[dict[str, str]]) -> str:
         known = self.world.vms.get(name)
-        pairs = {categories(step["to"]) for step in steps} - {frozenset[int]()}
+        own = [step for step, want in zip(steps, wanted, strict=True) if not want.group]
+        pairs = {categories(step["to"]) for step in own} - {frozenset[int]()}
         assert len(pairs) <= 1
         pair = known.pair if known else next(iter(pairs), frozenset())
         assert known or not pair or pair in self.world.free()
@@ -308,9 +351,11 @@ class Run:
             for want in wanted:
                 path = self.disks.path(want.path)
                 one = {"access": Variant("s", want.access)}
+                if want.group:
+                    one["group"] = Variant("s", want.group)
                 if want.fd and not self.world.cannot_open(want):
                     one["fd"] = Variant("h", len(fds))
-                    mode = os.O_RDWR if want.access == "exclusive" else os.O_RDONLY
+                    mode = os.O_RDWR if want.access in ("exclusive", "group") else os.O_RDONLY
                     fds.append(os.open(path, mode))
                 else:
                     one["path"] = Variant("s", path)
@@ -458,4 +503,7 @@ class Run:
                 self.forget(name)
         self._check_all()
         assert self.world.vms == {}
+        for name in list(self.world.groups):
+            self.delete_group(name)
+        self._check_all()
         self.stop()

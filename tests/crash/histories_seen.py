@@ -22,6 +22,8 @@ _WORDS: Final = (
     "Unit",
     "HasReason",
     "Resources",
+    "Groups",
+    "LastingGroups",
 )
 
 
@@ -29,18 +31,28 @@ def expected(world: World, disks: Disks) -> dict[str, Any]:
     """What must be seen of a world."""
     return {
         "files": {name: (file.ino, file.label) for name, file in world.files.items()},
-        "vms": {vm.name: _vm(vm, disks) for vm in world.vms.values()},
+        "vms": {vm.name: _vm(vm, disks, world.groups) for vm in world.vms.values()},
         "suspects": sorted((one.pair, disks.path(one.path), one.ino) for one in world.suspects),
         "counts": (len(world.in_use()), len(world.quarantined())),
+        "groups": {
+            name: (
+                category,
+                sorted(vm.name for vm in world.vms.values() if name in vm.groups | vm.lasting),
+            )
+            for name, category in world.groups.items()
+        },
     }
 
 
-def _vm(vm: Guest, disks: Disks) -> dict[str, Any]:
+def _vm(vm: Guest, disks: Disks, groups: Mapping[str, int]) -> dict[str, Any]:
+    shared = {groups[name] for name in vm.groups}
     return {
+        "Groups": sorted(vm.groups),
+        "LastingGroups": sorted(vm.lasting),
         "Id": vm.id,
         "State": vm.state,
         "Categories": model.text(vm.pair),
-        "ProcessContext": f"{model.PROCESS}:{model.text(vm.pair)}",
+        "ProcessContext": f"{model.PROCESS}:{model.text(vm.pair | shared)}",
         "ImageContext": f"{model.IMAGE}:{model.text(vm.pair)}",
         "Persistent": vm.persistent,
         "Unit": f"svirt-{vm.name}.service" if vm.unit else "",
@@ -55,15 +67,19 @@ def _hold(hold: Hold, disks: Disks) -> dict[str, str]:
         "access": hold.access,
         "context": hold.label,
         "original": hold.original or "",
-    }
+    } | ({"group": hold.group} if hold.group else {})
 
 
 def seen(
     objects: Mapping[str, Any], manager: Mapping[str, Any], disks: Disks, path: Path
 ) -> dict[str, Any]:
     """What is seen: the VM objects and the manager's properties, the files, the book at `path`."""
-    vms = {}
+    vms, groups = {}, {}
     for interfaces in objects.values():
+        group = interfaces.get("org.svirt1.Group")
+        if group is not None:
+            groups[group["Name"]] = int(group["Category"][1:]), group["Members"]
+            continue
         vm = interfaces["org.svirt1.VM"]
         vm["HasReason"] = bool(vm["StateReason"])
         vms[vm["Name"]] = {key: vm[key] for key in _WORDS}
@@ -72,4 +88,5 @@ def seen(
         "vms": vms,
         "suspects": book.suspects(path, POOL),
         "counts": (manager["PairsInUse"], manager["PairsQuarantined"]),
+        "groups": groups,
     }

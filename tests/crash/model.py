@@ -7,11 +7,13 @@ folders show the same files, and the one named VIEW can be made read-only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Final
 
 Pair = frozenset[int]
+# [labels] groups as it is by default.
+GROUP_POOL: Final = frozenset(range(768, 1024))
 
 VIEW: Final = "view"
 PROCESS: Final = "system_u:system_r:svirt_t:s0"
@@ -27,8 +29,10 @@ REFUSED: Final = "org.svirt1.Error.ResourceRefused"
 NO_LABEL: Final = "org.svirt1.Error.LabelRefused"
 EXISTS: Final = "org.svirt1.Error.VMExists"
 NO_VM: Final = "org.svirt1.Error.NoSuchVM"
+NO_GROUP: Final = "org.svirt1.Error.NoSuchGroup"
 EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
 DRIFT: Final = "org.svirt1.Error.Drift"
+GONE: Final = "org.freedesktop.DBus.Error.UnknownObject"
 FAILED: Final = "org.svirt1.Error.Failed"
 TWICE: Final = "org.freedesktop.DBus.Error.InvalidArgs"
 
@@ -64,11 +68,12 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One resource of a request; `fd`: passed as a descriptor of that file."""
+    """One resource of a request; `fd`: passed as a descriptor; `group`: whose members share it."""
 
     path: str
     access: str
     fd: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,13 @@ class Hold:
     access: str
     label: str
     original: str | None
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """A VM. `caller`: with whom it ends; `unit`: whether svirtd started it."""
+    """A VM. `caller`: with whom it ends; `unit`: whether svirtd started it; `groups`: in this run;
+    `lasting`: at each start."""
 
     name: str
     id: str
@@ -94,11 +101,13 @@ class Guest:
     caller: int | None = None
     unit: bool = False
     holds: tuple[Hold, ...] = ()
+    groups: frozenset[str] = frozenset()
+    lasting: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Suspect:
-    """A file that may still carry a pair: what keeps the pair in quarantine."""
+    """A file that may still carry a pair, or a group's category: what keeps it in quarantine."""
 
     pair: tuple[int, ...]
     path: str
@@ -126,6 +135,7 @@ class World:
     suspects: list[Suspect] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     view_readonly: bool = False
+    groups: dict[str, int] = field(default_factory=dict)
 
     # -- what there is ----------------------------------------------------------------------
 
@@ -149,7 +159,7 @@ class World:
 
     def quarantined(self) -> set[Pair]:
         """Return the pairs of no VM that a file may still carry."""
-        return {frozenset(one.pair) for one in self.suspects} - self.in_use()
+        return {frozenset(one.pair) for one in self.suspects if len(one.pair) > 1} - self.in_use()
 
     def free(self) -> set[Pair]:
         """Return the pairs that may be handed out."""
@@ -161,21 +171,23 @@ class World:
 
     def of_a_vm(self, label: str | None) -> bool:
         """Say whether a label keeps or lets in some VM, of today or of any other day."""
-        return any(pair <= categories(label) for pair in self.pairs())
+        carried = categories(label)
+        return any(pair <= carried for pair in self.pairs()) or bool(carried & GROUP_POOL)
 
     # -- Acquire, Launch, Plan --------------------------------------------------------------
 
     def target(self, want: Want, pair: Pair) -> str:
         """Return the label that a resource gets (design: the label algebra)."""
-        if want.access == "exclusive":
-            return f"{IMAGE}:{text(pair)}"
-        return CONTENT if want.access == "public" else f"{CONTENT}:{text(pair)}"
+        if want.access == "public":
+            return CONTENT
+        sharing = frozenset({self.groups[want.group]}) if want.group else pair
+        return f"{CONTENT if want.access == 'readonly' else IMAGE}:{text(sharing)}"
 
     def cannot_open(self, want: Want) -> bool:
         """Say whether the caller's right to a resource cannot be shown."""
         if self.at(want.path) is None:
             return True
-        return want.access == "exclusive" and not self.writable(want.path)
+        return want.access in ("exclusive", "group") and not self.writable(want.path)
 
     def against(self, want: Want) -> set[str]:
         """Return the errors that stand against a resource that can be opened, by a plan's rules."""
@@ -184,7 +196,8 @@ class World:
         holders = self.holders(file.ino)
         if holders:
             held = holders[0][1]
-            if want.access != "public" or held.access != "public":
+            alike = (want.access, want.group) == (held.access, held.group)
+            if not alike or not (want.group or want.access == "public"):
                 return {BUSY}
             return set() if file.label == held.label else {REFUSED}
         refused = (
@@ -210,6 +223,8 @@ class World:
             found.add(EXISTS)
         if known is None and not self.free():
             found.add(EXHAUSTED)
+        if {want.group for want in wants} - {"", *self.groups}:
+            found.add(NO_GROUP)
         inos = [file.ino for want in wants if (file := self.at(want.path)) is not None]
         if len(set(inos)) < len(inos):
             found.add(TWICE)
@@ -222,6 +237,8 @@ class World:
         for want in wants:
             if self.cannot_open(want):
                 found.add(REFUSED)
+                continue
+            if want.group and want.group not in self.groups:
                 continue
             against = self.against(want)
             found |= against
@@ -244,13 +261,20 @@ class World:
             others = self.holders(file.ino)
             original = others[0][1].original if others else file.label
             label = self.target(want, vm.pair)
-            holds.append(Hold(file.ino, want.path, want.access, label, original))
+            holds.append(Hold(file.ino, want.path, want.access, label, original, want.group))
             if not others:
                 file.label, file.theirs = label, False
-        state = "running" if vm.unit else "labelled" if holds else "reserved"
         persistent = vm.persistent or (known is not None and known.persistent)
-        self.vms[vm.name] = Guest(
-            vm.name, vm.id, vm.pair, state, persistent, vm.caller, vm.unit, tuple(holds)
+        lasting = known.lasting if known is not None else frozenset()
+        groups = lasting | {want.group for want in wants if want.group}
+        state = "running" if vm.unit else "labelled" if holds or groups else "reserved"
+        self.vms[vm.name] = replace(
+            vm,
+            state=state,
+            persistent=persistent,
+            holds=tuple(holds),
+            groups=groups,
+            lasting=lasting,
         )
 
     # -- Release, Forget, the ends of units and callers --------------------------------------
@@ -266,14 +290,13 @@ class World:
         fates = [(hold, self._give_back(vm, hold)) for hold in vm.holds]
         self.findings += [Finding(fate, name, h.path) for h, fate in fates if fate]
         if any(fate == "failed" for _, fate in fates):
-            self.vms[name] = Guest(
-                name, vm.id, vm.pair, "failed", vm.persistent, vm.caller, vm.unit, vm.holds
-            )
+            self.vms[name] = replace(vm, state="failed")
             return {DRIFT}
         self.suspects += [
-            Suspect(tuple(sorted(vm.pair)), h.path, h.ino, h.label, h.original)
+            Suspect(tuple(sorted(carried)), h.path, h.ino, h.label, h.original)
+            for carried in (vm.pair, *(frozenset({self.groups[one]}) for one in vm.groups))
             for h, fate in fates
-            if fate and self._may_carry(vm, h, fate)
+            if fate and self._may_carry(carried, h, fate)
         ]
         self._end(vm)
         return set()
@@ -297,7 +320,9 @@ class World:
     def _end(self, vm: Guest) -> None:
         del self.vms[vm.name]
         if vm.persistent:
-            self.vms[vm.name] = Guest(vm.name, vm.id, vm.pair, "reserved", persistent=True)
+            self.vms[vm.name] = Guest(
+                vm.name, vm.id, vm.pair, "reserved", persistent=True, lasting=vm.lasting
+            )
 
     def _give_back(self, vm: Guest, hold: Hold) -> str:
         """Give one label back; returns what is to be reported, empty for nothing."""
@@ -317,11 +342,50 @@ class World:
         file.label, file.theirs = hold.original, True
         return ""
 
-    def _may_carry(self, vm: Guest, hold: Hold, fate: str) -> bool:
-        if not vm.pair <= categories(hold.label):
+    def _may_carry(self, carried: Pair, hold: Hold, fate: str) -> bool:
+        if not carried <= categories(hold.label):
             return False
         file = self.at(hold.path)
-        return fate != "changed" or (file is not None and vm.pair <= categories(file.label))
+        return fate != "changed" or (file is not None and carried <= categories(file.label))
+
+    # -- groups -----------------------------------------------------------------------------
+
+    def join(self, name: str, group: str) -> set[str]:
+        """Have a persistent VM be in a group from its next start on."""
+        vm = self.vms.get(name)
+        if vm is None or group not in self.groups:
+            return {NO_VM, GONE, NO_GROUP}
+        if not vm.persistent or (vm.state != "reserved" and group not in vm.lasting):
+            return {FAILED}
+        self.vms[name] = replace(vm, lasting=vm.lasting | {group})
+        return set()
+
+    def leave(self, name: str, group: str) -> set[str]:
+        """Have a VM not be in a group any more."""
+        vm = self.vms.get(name)
+        if vm is None or group not in self.groups:
+            return {NO_VM, GONE, NO_GROUP}
+        if group in vm.groups:
+            return {FAILED}
+        if group not in vm.lasting:
+            return {TWICE}
+        self.vms[name] = replace(vm, lasting=vm.lasting - {group})
+        return set()
+
+    def delete_group(self, group: str) -> set[str]:
+        """Delete a group that no VM is in."""
+        if group not in self.groups:
+            return {NO_GROUP}
+        if any(group in vm.groups | vm.lasting for vm in self.vms.values()):
+            return {BUSY}
+        del self.groups[group]
+        return set()
+
+    def create_group(self, group: str, category: int) -> None:
+        """A group with a category that the service has chosen: one that nothing may carry."""
+        assert category in GROUP_POOL - set(self.groups.values())
+        assert (category,) not in {one.pair for one in self.suspects}, f"c{category} is suspected"
+        self.groups[group] = category
 
     # -- a new start of the daemon ----------------------------------------------------------
 
