@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from svirtd.core.mcs import parse_context
+from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.pool import Permutation, make_shape
 from tests.crash.scenarios import Fate
-from tests.crash.world import BYSTANDER, LABELS, Resource, World, raw_label
+from tests.crash.world import BYSTANDER, GROUP, LABELS, Resource, World, raw_label
 
-_VM: Final = "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context"
+_VM: Final = (
+    "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context, groups"
+)
 _POOL: Final = make_shape(frozenset(range(768)), frozenset(range(768, 1024)), frozenset(), 2)
 
 
@@ -31,6 +33,7 @@ class Row:
     main_pid: int
     runtime_dir: str
     process_context: str
+    groups: str
 
     @property
     def fate(self) -> str:
@@ -77,9 +80,7 @@ class Judge:
     def _labels(self, vms: dict[str, Row]) -> Iterator[str]:
         """Every file carries what its holder gives it, or what it carried at the beginning."""
         world = self._world
-        wanted: dict[Path, bytes | None] = {
-            one.path: one.original for one in (*world.resources, world.shared, world.own)
-        }
+        wanted: dict[Path, bytes | None] = {one.path: one.original for one in world.every}
         holds: dict[str, set[tuple[str, str, str, str | None]]] = {name: set() for name in vms}
         for name, *hold in self._query(
             "SELECT v.name, h.path, h.access, h.label, h.original FROM hold h"
@@ -87,15 +88,21 @@ class Judge:
         ):
             holds[name].add(tuple(hold))
         for name, row in vms.items():
-            some = (world.own, world.shared) if name == BYSTANDER else self._resources
+            some = world.bystanders if name == BYSTANDER else tuple(self._resources)
             if row.fate not in (Fate.LABELLED, Fate.RUNNING):
                 some = ()
             expected = set()
             for one in some:
-                label = LABELS[one.access].format(row.categories)
+                shared = one.access == "group"
+                label = LABELS[one.access].format(
+                    f"c{world.category}" if shared else row.categories
+                )
                 wanted[one.path] = label.encode() + b"\0"
                 original = None if one.original is None else one.original.decode().rstrip("\0")
                 expected.add((str(one.path), one.access, label, original))
+            groups = GROUP if any(one.access == "group" for one in some) else ""
+            if row.groups != groups:
+                yield f"{name}, {row.state}, is in groups {row.groups!r}, expected {groups!r}"
             if holds[name] != expected:
                 wrong = sorted(holds[name] ^ expected, key=str)
                 yield f"{name}, {row.state}, holds in the book otherwise than expected: {wrong[:3]}"
@@ -117,7 +124,9 @@ class Judge:
                 yield f"{row.unit} is process {service['MainPID'].value}, book: {row.main_pid}"
             if service["SELinuxContext"].value[1] != row.process_context:
                 yield f"{row.unit} runs as {service['SELinuxContext'].value}"
-            if not row.process_context.endswith(f":{row.categories}"):
+            pair = parse_categories(row.categories)
+            shared = {world.category} if row.groups else set()
+            if parse_context(row.process_context).categories != pair | shared:
                 yield f"{row.name}'s context {row.process_context} is not that of its pair"
         if world.processes() != sorted(row.main_pid for row in running):
             yield f"processes {world.processes()} are left"

@@ -15,7 +15,7 @@ from typing import Final
 
 from svirtd.failpoints import Point
 from svirtd.host.bus import BusError, Variant
-from tests.crash.world import COMMAND, World
+from tests.crash.world import COMMAND, GROUPED, World, options_of
 from tests.support import Client
 
 
@@ -42,6 +42,10 @@ class Run:
     @property
     def resources(self) -> list[dict[str, Variant]]:
         return [one.request for one in self.world.resources_of(self.size)]
+
+    @property
+    def options(self) -> dict[str, Variant]:
+        return options_of(self.world.resources_of(self.size))
 
     def is_removed(self) -> bool:
         """Say whether the VM's end was announced. Nothing is asked: replies are counted, too."""
@@ -136,7 +140,7 @@ def cut_off(error: BusError) -> bool:
 
 
 def _acquire(run: Run) -> None:
-    run.world.client.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, {})
+    run.world.client.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, run.options)
 
 
 def _acquire_persistent(run: Run) -> None:
@@ -162,7 +166,8 @@ def _caller_leaves(run: Run) -> None:
 
 
 def _launch(run: Run) -> None:
-    run.world.client.call("Launch", "sasaa{sv}a{sv}", run.name, COMMAND, run.resources, {})
+    asked = (run.name, COMMAND, run.resources, run.options)
+    run.world.client.call("Launch", "sasaa{sv}a{sv}", *asked)
 
 
 def _launch_broken(run: Run) -> None:
@@ -253,6 +258,10 @@ SCENARIOS: Final = (
         before=(Step(_launch_for_caller, Fate.RUNNING),),
         sizes=(1,),
     ),
+    # What a group shares: it keeps its label as long as another member holds it, and what no other
+    # has gets it and loses it.
+    Scenario("acquire-grouped", (ACQUIRED,), sizes=(GROUPED,)),
+    Scenario("release-launched-grouped", (RELEASED,), before=(LAUNCHED,), sizes=(GROUPED,)),
     Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
 )
 
@@ -276,6 +285,8 @@ OPEN: Final = tuple(
     for name, point in (
         ("acquire", Point.LABEL_AFTER),  # some labels stand
         ("acquire", Point.CLOSE_BEFORE),  # all of them
+        ("acquire-grouped", Point.LABEL_AFTER),
+        ("release-launched-grouped", Point.UNDO_BEFORE),
         ("launch", Point.START_BEFORE),  # labelled, not started
         ("launch", Point.START_AFTER),  # the unit runs
         ("launch-refused", Point.UNDO_AFTER),  # some labels are back

@@ -18,7 +18,7 @@ from tests.zygote import Zygote
 
 # The same histories at each run, unless a number is asked for: then that many new ones.
 ASKED = os.environ.get("SVIRTD_TEST_HISTORIES", "")
-HISTORIES = int(ASKED or 60)
+HISTORIES = int(ASKED or 50)
 STEPS = 30
 
 

@@ -14,7 +14,7 @@ import sqlite3
 import struct
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +33,13 @@ LABELS: Final = {
     "exclusive": "system_u:object_r:svirt_image_t:s0:{}",
     "readonly": "system_u:object_r:virt_content_t:s0:{}",
     "public": "system_u:object_r:virt_content_t:s0",
+    # With the group's category put in.
+    "group": "system_u:object_r:svirt_image_t:s0:{}",
 }
+GROUP: Final = "g"
 _MOST: Final = 20
+# So many resources mean these: one that the group shares already, and one that it gets by this VM.
+GROUPED: Final = 2
 _UCRED: Final = struct.Struct("3i")
 _LOOK_S: Final = 0.005
 _SYSTEMD: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
@@ -60,7 +65,14 @@ class Resource:
     @property
     def request(self) -> dict[str, Variant]:
         """It as an argument."""
-        return {"path": Variant("s", str(self.path)), "access": Variant("s", self.access)}
+        asked = {"path": Variant("s", str(self.path)), "access": Variant("s", self.access)}
+        return asked | ({"group": Variant("s", GROUP)} if self.access == "group" else {})
+
+
+def options_of(resources: Sequence[Resource]) -> dict[str, Variant]:
+    """The options of a request for these: it is in the group if it wants what the group shares."""
+    shares = any(one.access == "group" for one in resources)
+    return {"groups": Variant("as", [GROUP])} if shares else {}
 
 
 def raw_label(path: Path) -> bytes | None:
@@ -106,12 +118,18 @@ class World:
         self.resources = tuple(self._resource(number) for number in range(_MOST - 1))
         self.shared = Resource(image(self.files / "shared.img"), "public", _ORIGINALS[0])
         self.own = Resource(image(self.files / "bystander.img"), "exclusive", None)
-        put_label(self.shared.path, self.shared.original)
+        self.grouped = tuple(
+            Resource(image(self.files / f"grouped{n}.img"), "group", _ORIGINALS[n]) for n in (0, 1)
+        )
+        for one in (self.shared, *self.grouped):
+            put_label(one.path, one.original)
         assert self.start()
+        self.client.call("CreateGroup", "sa{sv}", GROUP, {})
+        ((self.category,),) = self.query("SELECT category FROM vm_group")
         self._acquire_bystander()
         self.daemon.kill()
         shutil.copytree(self.daemon.book.parent, self._clean_book)
-        self.bystander_labels = {one.path: raw_label(one.path) for one in (self.shared, self.own)}
+        self.bystander_labels = {one.path: raw_label(one.path) for one in self.bystanders}
 
     def _resource(self, number: int) -> Resource:
         access = _ACCESSES[number % len(_ACCESSES)]
@@ -122,19 +140,31 @@ class World:
         put_label(one.path, original)
         return one
 
+    @property
+    def bystanders(self) -> tuple[Resource, ...]:
+        """What the bystander holds."""
+        return self.own, self.shared, self.grouped[0]
+
+    @property
+    def every(self) -> tuple[Resource, ...]:
+        """Every file that there is."""
+        return (*self.resources, self.shared, self.own, *self.grouped)
+
     def _acquire_bystander(self) -> None:
-        some = [self.own.request, self.shared.request]
-        self.client.call("Acquire", "saa{sv}a{sv}", BYSTANDER, some, {})
+        some = [one.request for one in self.bystanders]
+        self.client.call("Acquire", "saa{sv}a{sv}", BYSTANDER, some, options_of(self.bystanders))
         self.settle()
 
     def resources_of(self, size: int) -> tuple[Resource, ...]:
         """So many resources; the last of the full number is shared with the bystander."""
+        if size == GROUPED:
+            return self.grouped
         return (*self.resources, self.shared) if size == _MOST else self.resources[:size]
 
     def labels_of(self, size: int) -> int:
         """How many labels an acquisition of so many resources writes."""
         some = self.resources_of(size)
-        return len(some) - sum(one is self.shared for one in some) - (size > _RIGHT_ALREADY)
+        return len(some) - sum(one in self.bystanders for one in some) - (size > _RIGHT_ALREADY)
 
     def new_name(self) -> str:
         """A VM's name that no unit has had: systemd unloads the last one's in its own time."""
@@ -152,7 +182,7 @@ class World:
         shutil.rmtree(self.daemon.runtime, ignore_errors=True)
         if with_book:
             shutil.copytree(self._clean_book, self.daemon.book.parent)
-        for one in (*self.resources, self.shared, self.own):
+        for one in self.every:
             put_label(one.path, one.original)
         if with_book:
             for path, raw in self.bystander_labels.items():
