@@ -20,7 +20,7 @@ from svirtd.host.bus import Variant
 from svirtd.host.kernel import Kernel
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.vms import CAPTIVE, Captive, Qemu, disk
-from tests.support import Client, label, resources, set_label, wait_for
+from tests.support import Client, label, resources, set_label, unwrap, wait_for
 
 SIGNATURE: Final = "saa{sv}a{sv}"
 DENIED: Final = {"EACCES", "EPERM"}
@@ -182,6 +182,11 @@ def test_no_read_up_and_no_write_down(
         for name in above:
             with audit.denied("read", vm.context, f"{CONTENT}{name}"):
                 assert vm.fails(f"read('{public[name]}')") in DENIED
+
+    # The loaded policy, asked about all of that at once, has nothing that nobody granted.
+    (cells,) = client.call("Matrix", "a{sv}", {})
+    for cell in unwrap(cells):
+        assert (cell["surplus"], cell["shortfall"]) == ([], []), cell
 
     # With the categories of whoever tries: by them it would be the VM's own.
     for vm, sensitivity, reads in ((low, "s3", False), (high, "s1", True)):
