@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Groups, their categories, members and grants: rows to values and back. Inside a transaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from svirtd.book import registry
 from svirtd.book.connection import Database
 from svirtd.core.groups import AtEnd, Grant, Group, Writers
+from svirtd.core.mcs import MAX_CATEGORY
 from svirtd.core.model import VM, Hold
 from svirtd.core.pool import category_of, draw_category, key_of
 
@@ -221,3 +222,21 @@ def tell_grant(db: Database, one: Grant) -> None:
 def revoke(db: Database, name: str, vm_name: str) -> None:
     """Delete a grant."""
     db.execute("DELETE FROM vm_grant WHERE grp = ? AND vm_name = ?", [name, vm_name])
+
+
+def faults(db: Database, pool: frozenset[int]) -> Iterator[str]:
+    """Say what cannot be of groups and their categories, those in quarantine among them."""
+    for group in everything(db):
+        if group.category not in pool:
+            yield f"group {group.name!r} has c{group.category}, which is none of the groups' pool"
+        grants(db, group.name)
+    for (category,) in db.execute(
+        "SELECT category FROM group_returned WHERE category IN (SELECT category FROM vm_group)"
+    ):
+        yield f"category c{category} is free, and a group's"
+    for category in quarantined(db) - frozenset(range(MAX_CATEGORY + 1)):
+        yield f"quarantine has category c{category}, which does not exist"
+    for (name,) in db.execute(
+        "SELECT DISTINCT grp FROM hold WHERE grp <> '' AND grp NOT IN (SELECT name FROM vm_group)"
+    ):
+        yield f"something is held by group {name!r}, which does not exist"

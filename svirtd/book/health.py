@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from svirtd.book import ledger, pool, registry, walls
+from svirtd.book import groups, ledger, pool, registry, walls
 from svirtd.book.connection import Database, connect_to_read, opening, reading_all, serving
 from svirtd.core.mcs import format_categories, parse_categories
 from svirtd.core.pool import Permutation, PoolState, Shape, make_shape
@@ -169,6 +169,7 @@ def _row_faults(db: Database, rest: Callable[[], None]) -> Iterator[str]:
     ledger.unfinished(db)
     pool.suspects(db, -1)
     yield from walls.faults(db)
+    yield from groups.faults(db, parse_categories(str(row[1])))
     for table in ("vm", "quarantine"):
         for (rank,) in db.execute(
             f"SELECT rank FROM returned WHERE rank IN (SELECT rank FROM {table}) LIMIT 1"

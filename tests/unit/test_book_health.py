@@ -80,6 +80,30 @@ LATER: dict[str, tuple[Hurt, str]] = {
         damage.statement("UPDATE returned SET rank = (SELECT max(rank) FROM vm) WHERE seq = 2"),
         "is free, and in vm",
     ),
+    "a free category of a group": (
+        damage.statement("INSERT INTO group_returned(category) VALUES (801)"),
+        "category c801 is free, and a group's",
+    ),
+    "a group's category of elsewhere": (
+        damage.statement("UPDATE vm_group SET category = 5 WHERE name = 'db'"),
+        "group 'db' has c5, which is none of the groups' pool",
+    ),
+    "a hold of no group": (
+        damage.statement("UPDATE hold SET grp = 'none'"),
+        "something is held by group 'none', which does not exist",
+    ),
+    "a grant's end": (
+        damage.statement("INSERT INTO vm_grant VALUES('db', 'x', 0, 1, 'x', 1, 0)"),
+        "not a valid",
+    ),
+    "no such category": (
+        damage.statement(
+            "INSERT INTO quarantine SELECT 99, -2000, vm_name, dev, ino, path, label,"
+            " reason, since_us, original, restorable, owner_uid FROM quarantine"
+            " WHERE id = 1"
+        ),
+        "quarantine has category c1999, which does not exist",
+    ),
     "a rank nobody drew": (
         damage.statement("UPDATE returned SET rank = 17 WHERE seq = 2"),
         "2 sets are issued ahead of the pool's order, the book says 1",
