@@ -102,7 +102,8 @@ class Leases(Listener):
             await self._doors.store.write(lambda db: groups.tell_grant(db, grant), durable=False)
 
     async def _still_in(self, vm: VM, grant: Grant) -> None:
-        if grant.at_end is AtEnd.STOP:
+        # One that is failed waits for somebody, and is not tried again and again.
+        if grant.at_end is AtEnd.STOP and _is_up(vm):
             await self._operations.release(vm, _CAUSE)
             return
         reason = f"it is in group {grant.group!r}, granted until {moment(grant.until_us)}"

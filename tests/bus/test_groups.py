@@ -11,9 +11,9 @@ import pytest
 
 from svirtd.core.mcs import parse_context
 from svirtd.host.bus import Variant
+from tests.groups import ACQUIRE, in_groups, shared, view
 from tests.support import (
     GROUP,
-    PROPERTIES,
     ROOT,
     VM,
     Client,
@@ -24,28 +24,8 @@ from tests.support import (
     wait_for,
 )
 
-ACQUIRE = "saa{sv}a{sv}"
 ERROR = "org.svirt1.Error."
 MEMBERS = ("one", "two", "three")
-
-
-def shared(path: Path, group: str = "g", access: str = "group") -> list[dict[str, Variant]]:
-    return [
-        {
-            "path": Variant("s", str(path)),
-            "access": Variant("s", access),
-            "group": Variant("s", group),
-        }
-    ]
-
-
-def in_groups(*groups: str) -> dict[str, Variant]:
-    return {"groups": Variant("as", list(groups))}
-
-
-def view(client: Client, name: str = "g") -> dict[str, Any]:
-    path = f"{ROOT}/group/{name}"
-    return dict(unwrap(client.call("GetAll", "s", GROUP, path=path, interface=PROPERTIES)[0]))
 
 
 @pytest.fixture

@@ -74,6 +74,22 @@ def stopped(audit: Audit, vm: Captive, attempts: Sequence[Attempt]) -> None:
     } == set()
 
 
+def not_written(path: Path, there: str) -> list[Attempt]:
+    """Return what one tries with a file that it may read and is never to change."""
+    return [
+        (f"write('{path}')", ("write", there, "file")),
+        (f"append('{path}')", ("append", there, "file")),
+        (f"reopen('{path}')", ("write", there, "file")),
+        (f"os.truncate('{path}', 0)", ("write", there, "file")),
+        (f"map_shared('{path}')", ("map", there, "file")),
+        (f"os.chmod('{path}', 0o666)", ("setattr", there, "file")),
+        (
+            f"relabel('{path}', 'system_u:object_r:svirtd_scratch_t:s0')",
+            ("relabelfrom", there, "file"),
+        ),
+    ]
+
+
 def connect_at(level_context: str, path: str) -> socket.socket:
     """Connect to a VM's socket from one of the VM's level."""
     with Kernel().sockets_at(level_context):

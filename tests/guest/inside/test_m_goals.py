@@ -19,7 +19,7 @@ import pytest
 from svirtd.host.bus import Variant
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.conftest import systemctl
-from tests.guest.inside.sealed import Attempt, stopped
+from tests.guest.inside.sealed import Attempt, not_written, stopped
 from tests.guest.inside.vms import QEMU, SIZE, Captive, Machine, Qemu, captive, disk
 from tests.support import Client, label, unwrap, wait_for
 from tests.zones import COMMON, PORT, Zone, ip
@@ -181,21 +181,6 @@ def test_few_devices_by_systemd_alone(client: Client, site: None) -> None:
 
 def findings(client: Client) -> list[dict[str, Any]]:
     return [unwrap(body[0]) for body in client.seen("DriftFound")]
-
-
-def not_written(path: Path, there: str) -> list[Attempt]:
-    return [
-        (f"write('{path}')", ("write", there, "file")),
-        (f"append('{path}')", ("append", there, "file")),
-        (f"reopen('{path}')", ("write", there, "file")),
-        (f"os.truncate('{path}', 0)", ("write", there, "file")),
-        (f"map_shared('{path}')", ("map", there, "file")),
-        (f"os.chmod('{path}', 0o666)", ("setattr", there, "file")),
-        (
-            f"relabel('{path}', 'system_u:object_r:svirtd_scratch_t:s0')",
-            ("relabelfrom", there, "file"),
-        ),
-    ]
 
 
 def test_forensic(client: Client, audit: Audit, port: int) -> None:
