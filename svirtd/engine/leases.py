@@ -7,7 +7,7 @@ lease says so: a running VM is not cut off from its disk by a date without anybo
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, Final
 
 from svirtd.book import groups, registry
@@ -75,11 +75,8 @@ class Leases(Listener):
         )
         for grant in grants:
             await self._try(f"VM {grant.vm_name} in group {grant.group}", self._grant(grant))
-        leased: dict[str, list[Hold]] = {}
-        for hold in holds:
-            leased.setdefault(hold.vm_name, []).append(hold)
-        for name, some in leased.items():
-            await self._try(f"VM {name}", self._holds(name, some))
+        for name in dict.fromkeys(hold.vm_name for hold in holds):
+            await self._try(f"VM {name}", self._holds(name))
 
     async def _try(self, what: str, work: Coroutine[Any, Any, None]) -> None:
         try:
@@ -109,10 +106,11 @@ class Leases(Listener):
         reason = f"it is in group {grant.group!r}, granted until {moment(grant.until_us)}"
         self._report(vm, f"group:{grant.group}", reason)
 
-    async def _holds(self, name: str, holds: Sequence[Hold]) -> None:
+    async def _holds(self, name: str) -> None:
         async with self._operations.names.hold(name):
-            vm = await self._doors.store.read(lambda db: registry.vm_by_name(db, name))
-            if vm is None or vm.id != holds[0].vm_id or not _is_up(vm):
+            # Again, now that nobody else changes it: what was over may have been given anew.
+            vm, holds = await self._doors.store.read(lambda db: _ended(db, name))
+            if vm is None or not holds or not _is_up(vm):
                 return
             if any(one.at_end is AtEnd.STOP for one in holds) or not await self._runs(vm):
                 await self._operations.release(vm, _CAUSE)
@@ -145,9 +143,19 @@ def _lose(db: Database, grant: Grant) -> tuple[VM, VM, tuple[Hold, ...]] | None:
     before = registry.vm_by_name(db, grant.vm_name)
     if before is None or before.owner_uid != grant.owner_uid:
         return None
+    if groups.grant_of(db, grant.group, grant.vm_name) != grant:
+        return None  # granted anew meanwhile
     groups.leave(db, before, grant.group)
     after = registry.vm_by_rank(db, before.rank)
     return None if after is None else (before, after, tuple(registry.holds_of(db, after)))
+
+
+def _ended(db: Database, name: str) -> tuple[VM | None, list[Hold]]:
+    vm = registry.vm_by_name(db, name)
+    if vm is None:
+        return None, []
+    now = now_us()
+    return vm, [hold for hold in registry.holds_of(db, vm) if 0 < hold.until_us <= now]
 
 
 def _is_up(vm: VM) -> bool:
