@@ -156,6 +156,10 @@ class Groups:
             if not next_start and name not in now.lasting:
                 _refuse_running(now, name, joining=True)
             rows.join(db, now, name)
+            if granted is None and now.owner_uid != group.owner_uid:
+                # By root. It is asked again at each start, which is then the VM's owner's.
+                lasting = Grant(name, vm_name, now.owner_uid, 0, AtEnd.REPORT, now_us())
+                rows.grant(db, lasting)
             return before, view_of(db, group), now, _still(db, vm)
 
         await self._member_changed(await self._doors.store.write(work), Cause("join", caller.uid))

@@ -131,6 +131,21 @@ def test_what_was_granted_shares_a_file_of_another_user(
     assert refused.name == INVALID
 
 
+def test_whom_root_joins_stays_in(ann: Client, ben: Client, client: Client, group: int) -> None:
+    """Root needs no grant; the VM's owner starts it later, and is asked for one."""
+    ben.acquire("bens", persistent=PERSISTENT)
+    assert ben.error("JoinGroup", "sa{sv}", "g", {}, **member("bens")).name == DENIED
+    client.call("JoinGroup", "sa{sv}", "g", {}, **member("bens"))
+    assert [(one["vm"], one["owner"]) for one in view(ann)["Grants"]] == [("bens", BEN.uid)]
+    ben.acquire("bens")
+    assert ben.properties("bens")["Groups"] == ["g"]
+    ben.release("bens")
+    # Whose the group is can take it back.
+    revoke(ann, "bens")
+    assert ben.properties("bens")["LastingGroups"] == []
+    ben.call("Forget", "sa{sv}", "bens", {})
+
+
 def test_a_file_that_a_member_cannot_open_is_not_its_to_hold(
     ann: Client, ben: Client, group: int, place: Path
 ) -> None:
