@@ -72,6 +72,8 @@ class Goal:
 
     def contexts(self, base: Contexts) -> Contexts:
         """Return the base contexts of a VM with this goal."""
+        if not self.process_type and not self.image_type:
+            return base  # as most VMs are; making them anew costs more than the rest of a goal
         return replace(
             base,
             process=base.process.with_type(self.process_type or base.process.type),
@@ -84,7 +86,7 @@ class Goal:
 
         One that has only reads what the other members of a group write.
         """
-        return self.contexts(base).image.type == base.image.type
+        return self.image_type in ("", base.image.type)
 
 
 Goals = Mapping[str, Goal]

@@ -65,6 +65,12 @@ def at(context: Context, wanted: Sensitivities) -> Context:
 
     At the low one too: by it one process is kept from another and from what the other has.
     """
+    found = context.range
+    if found.low.categories == found.high.categories and (
+        found.low.sensitivity,
+        found.high.sensitivity,
+    ) == (wanted.low, wanted.high):
+        return context
     categories = context.categories
     low, high = Level(wanted.low, categories), Level(wanted.high, categories)
     return context.with_range(Range(low, high))

@@ -85,6 +85,8 @@ def decide(
     asker = Asker(caller.uid, request.overrides)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
     decided = plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
+    if not doors.enforcement.levels and not _names_level(request):
+        return known, vm, decided  # where there are no levels, nothing is at one
     process = parse_context(vm.process_context)
     return known, vm, levels.placed(decided, process, enforced=doors.enforcement.levels)
 
@@ -163,6 +165,10 @@ def _own_rank(doors: Doors, known: VM, others: OtherSets) -> int:
             "forget the VM to have it get others"
         )
     return known.rank
+
+
+def _names_level(request: Request) -> bool:
+    return bool(request.level) or any(one.terms.level for one in request.resources)
 
 
 def _refuse_over(seen: Sequence[Seen]) -> None:
