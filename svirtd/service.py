@@ -161,7 +161,7 @@ class Service:
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)
         groups = GroupObjects(Groups(doors, events, foreign))
-        objects = Objects(requests, Queries(doors), verify, jobs, backups, groups, doors)
+        objects = Objects(requests, Queries(doors), verify, jobs, backups, groups, foreign, doors)
         events.listen(objects)
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, doors.spawn

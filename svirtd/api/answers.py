@@ -6,8 +6,10 @@ from typing import Final
 
 from svirtd.core.job import JobView
 from svirtd.core.matrix import Cell
+from svirtd.core.mcs import format_categories
 from svirtd.core.model import VM, Finding, Hold
 from svirtd.core.plan import Plan
+from svirtd.engine.foreign import Listed
 from svirtd.engine.walls import View
 from svirtd.host.bus import Variant
 
@@ -130,6 +132,20 @@ def finding(one: Finding) -> dict[str, Variant]:
         "reason": Variant("s", one.reason),
         "repair": Variant("s", one.repair),
         "repaired": Variant("b", one.repaired),
+    }
+
+
+def foreign(one: Listed) -> dict[str, Variant]:
+    """Return a foreign set as ListForeign answers it."""
+    return {
+        "context": Variant("s", one.found.context),
+        "categories": Variant("s", format_categories(one.found.categories)),
+        "pid": Variant("u", one.found.pids[0]),
+        "processes": Variant("u", len(one.found.pids)),
+        "owner": Variant("u", one.uid),
+        "name": Variant("s", one.name),
+        "unit": Variant("s", one.unit),
+        "groups": Variant("as", list(one.groups)),
     }
 
 

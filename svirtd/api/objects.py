@@ -25,6 +25,7 @@ from svirtd.engine.authorize import sees
 from svirtd.engine.backups import Backups
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Listener
+from svirtd.engine.foreign import Foreign
 from svirtd.engine.jobs import Jobs
 from svirtd.engine.matrix import Matrix
 from svirtd.engine.queries import Queries
@@ -62,6 +63,7 @@ class Objects(Listener):
         jobs: Jobs,
         backups: Backups,
         groups: GroupObjects,
+        foreign: Foreign,
         doors: Doors,
     ) -> None:
         self._queries = queries
@@ -73,6 +75,7 @@ class Objects(Listener):
         self._matrix_ = Matrix(doors)
         self._walls = Walls(doors)
         self._groups = groups
+        self._foreign = foreign
         self.emit: Emit = lambda *_: None
 
     def sends(self, emit: Emit) -> None:
@@ -95,6 +98,7 @@ class Objects(Listener):
             (MANAGER, "Backup"): self._backup,
             (MANAGER, "Verify"): self._verify,
             (MANAGER, "Matrix"): self._matrix,
+            (MANAGER, "ListForeign"): self._list_foreign,
             (MANAGER, "ListWalls"): self._list_walls,
             (MANAGER, "ClearWall"): self._clear_wall,
             (JOB, "Cancel"): self._job_cancel,
@@ -188,6 +192,10 @@ class Objects(Listener):
         wall, subject, options = call.body
         wire.no_options(options)
         return Reply([await self._walls.clear(call.caller, wall, subject)])
+
+    async def _list_foreign(self, call: Call) -> Reply:
+        found = await self._foreign.listed(call.caller)
+        return Reply([[answers.foreign(one) for one in found]])
 
     async def _backup(self, call: Call) -> Reply:
         wire.no_options(call.body[0])

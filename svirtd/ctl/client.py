@@ -158,6 +158,11 @@ class Client(Sharing):
         (cells,) = await self._manager("Matrix", "a{sv}", [{}], "aa{sv}")
         return list(plain(cells))
 
+    async def foreign(self) -> list[Values]:
+        """Return the sets of categories in use that svirtd did not give."""
+        (found,) = await self._manager("ListForeign", "", [], "aa{sv}")
+        return list(plain(found))
+
     async def vm(self, name: str) -> Values:
         """Return every property of a VM."""
         return await self._get_all(await self._path_of(name), VM)

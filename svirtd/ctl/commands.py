@@ -12,6 +12,7 @@ from svirtd.core.model import Lifetime
 from svirtd.ctl import (
     arguments,
     book,
+    foreign_commands,
     goal_commands,
     group_commands,
     matrix,
@@ -362,6 +363,7 @@ COMMANDS: Final = {
         forget,
         plan,
         goal_commands.goals,
+        foreign_commands.foreign,
         list_,
         show,
         owners,

@@ -2,11 +2,30 @@
 """Which category sets others on this host use at this moment."""
 
 import asyncio
+from dataclasses import dataclass
 
+from svirtd.book import groups as rows
+from svirtd.book import registry
 from svirtd.core import foreign
-from svirtd.core.model import Process
+from svirtd.core.foreign import ForeignSet
+from svirtd.core.model import Caller, Process
+from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.host import processes
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A foreign set with the owner, name and unit of its first process.
+
+    `groups` are svirtd's whose category is in it.
+    """
+
+    found: ForeignSet
+    uid: int
+    name: str
+    unit: str
+    groups: tuple[str, ...]
 
 
 class Foreign:
@@ -26,6 +45,30 @@ class Foreign:
         if not self._doors.kernel.enabled():
             return frozenset()
         return foreign.sets(await self.processes(), self._private)
+
+    async def listed(self, caller: Caller) -> list[Listed]:
+        """Return the sets in use that svirtd did not give, each with whose it is.
+
+        Raises AccessDenied, LimitsExceeded; OSError if nobody knows.
+        """
+        doors = self._doors
+        # It shows processes of everybody.
+        await doors.authority.authorize(caller, Action.VERIFY)
+        if not doors.kernel.enabled():
+            return []
+        vms, groups = await doors.store.read(
+            lambda db: (registry.active_vms(db), rows.everything(db))
+        )
+        ours = {vm.process_context for vm in vms}
+        found = []
+        for one in foreign.by_context(await self.processes(), ours, self._private):
+            who = await doors.in_file_thread(processes.owner_and_name, one.pids[0])
+            if who is None:
+                continue  # it has ended meanwhile
+            unit = await doors.systemd.unit_of_pid(one.pids[0])
+            names = tuple(group.name for group in groups if group.category in one.categories)
+            found.append(Listed(one, *who, unit, names))
+        return found
 
     async def processes(self) -> list[Process]:
         """Return the host's processes with their labels, from a look that began after the call."""

@@ -36,6 +36,18 @@ def under(kernel: Kernel, context: str) -> list[int]:
     return [one.pid for one in labelled(kernel) if one.context == context]
 
 
+def owner_and_name(pid: int) -> tuple[int, str] | None:
+    """Return a process's uid and the name that it gives itself; None if it has ended, or if the
+    policy does not let svirtd look."""
+    try:
+        with open(f"/proc/{pid}/comm", "rb") as file:
+            name = file.read().rstrip(b"\n").decode(errors="replace")
+            return os.fstat(file.fileno()).st_uid, name
+    except OSError as error:
+        refuse_scarcity(error)
+        return None
+
+
 def _entries() -> list[str]:
     try:
         return os.listdir("/proc")

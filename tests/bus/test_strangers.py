@@ -50,6 +50,7 @@ ARGUMENTS = {
     (MANAGER, "Backup"): ["@a{sv} {}"],
     (MANAGER, "Verify"): ["true", "@a{sv} {}"],
     (MANAGER, "Matrix"): ["@a{sv} {}"],
+    (MANAGER, "ListForeign"): [],
     (MANAGER, "ListWalls"): [],
     (MANAGER, "ClearWall"): ["'banks'", "'{name}'", "@a{sv} {}"],
     (MANAGER, "CreateGroup"): ["'g'", "@a{sv} {}"],

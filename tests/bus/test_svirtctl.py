@@ -212,6 +212,12 @@ def test_json_of_launch_and_list(ctl: Ctl) -> None:
     assert ctl.json("list") == {"enforced": False, "vms": []}
 
 
+def test_foreign(ctl: Ctl) -> None:
+    """Without SELinux nobody has a set; what it shows where there is one is in the unit tests."""
+    assert ctl.text("foreign") == "Nobody else uses a set of categories.\n"
+    assert ctl.json("foreign") == {"foreign": []}
+
+
 def test_matrix(ctl: Ctl, client: Client, tmp_path: Path) -> None:
     says = "NOT ASKED OF A POLICY: this kernel has no SELinux; answered by what labels mean.\n"
     ours, theirs = image(tmp_path / "a.img"), image(tmp_path / "b.img")

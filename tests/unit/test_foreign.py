@@ -25,6 +25,23 @@ def test_sets_of_processes() -> None:
     assert foreign.sets(processes, PRIVATE) == {frozenset({1, 2}), frozenset({3, 4})}
 
 
+def test_sets_by_context_are_those_of_nobody_here() -> None:
+    contexts = {
+        7: "u:r:container_t:s0:c3,c4",
+        9: "u:r:svirt_t:s0:c1,c2",
+        11: "u:r:container_t:s0:c3,c4",
+        12: "u:r:svirt_t:s0:c1,c5",
+        13: "u:r:sshd_t:s0",
+        14: "u:r:unconfined_t:s0-s0:c0.c1023",
+        15: "",
+    }
+    processes = [Process(pid, context) for pid, context in contexts.items()]
+    assert foreign.by_context(processes, {contexts[9]}, PRIVATE) == [
+        foreign.ForeignSet(contexts[7], frozenset({3, 4}), (7, 11)),
+        foreign.ForeignSet(contexts[12], frozenset({1, 5}), (12,)),
+    ]
+
+
 def test_who_has_every_private_category_oversees_all() -> None:
     all_of_them = Process(1, "u:r:svirt_t:s0:c0.c767")
     most = Process(2, "u:r:svirt_t:s0:c0.c766")

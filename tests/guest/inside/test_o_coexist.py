@@ -76,6 +76,12 @@ def test_every_pair_but_those_that_meet_a_foreign_set(
             given = acquire_all(client, new)
             assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
             assert foreign_contexts(client) == {one.context for one in there}
+            (listed,) = client.call("ListForeign")
+            told = {one["context"]: one for one in unwrap(listed)}
+            assert {one.context for one in there} <= set(told)
+            assert told[theirs.context]["name"].startswith("qemu-system")
+            assert {one["processes"] > 0 for one in told.values()} == {True}
+            assert not {client.properties(name)["ProcessContext"] for name in given} & set(told)
 
             # What a foreign process kept back is handed out when it is gone, and not before.
             while there:
