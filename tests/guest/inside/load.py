@@ -113,8 +113,8 @@ def state() -> dict[str, Any]:
             "SELECT id, name, state, reason, unit, persistent, categories FROM vm ORDER BY 2"
         )
         holds = rows(
-            "SELECT name AS vm, path, access, label, original FROM hold JOIN vm USING (rank)"
-            " ORDER BY name, number"
+            "SELECT vm.name AS vm, path, access, label, original FROM hold JOIN vm USING (rank)"
+            " ORDER BY vm.name, number"
         )
         operations = rows("SELECT id, kind, rank, steps FROM operation")
         quarantine = rows("SELECT rank, path, label, reason FROM quarantine")
@@ -122,7 +122,7 @@ def state() -> dict[str, Any]:
     book.close()
     shape = make_shape(parse_categories(pool["private"]), frozenset(), frozenset(), pool["size"])
     for one in quarantine:
-        one["categories"] = format_categories(shape.categories_of(one["rank"]))
+        one["categories"] = format_categories(shape.carried(one["rank"]))
     for vm in vms:
         vm["persistent"] = bool(vm["persistent"])
     return {
