@@ -142,9 +142,9 @@ def foreign(one: Listed) -> dict[str, Variant]:
         "categories": Variant("s", format_categories(one.found.categories)),
         "pid": Variant("u", one.found.pids[0]),
         "processes": Variant("u", len(one.found.pids)),
-        "owner": Variant("u", one.uid),
-        "name": Variant("s", one.name),
-        "unit": Variant("s", one.unit),
+        "owner": Variant("u", one.facts.uid),
+        "name": Variant("s", one.facts.name),
+        "unit": Variant("s", one.facts.unit),
         "groups": Variant("as", list(one.groups)),
     }
 

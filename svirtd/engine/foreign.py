@@ -12,19 +12,15 @@ from svirtd.core.model import Caller, Process
 from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.host import processes
+from svirtd.host.processes import Facts
 
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A foreign set with the owner, name and unit of its first process.
-
-    `groups` are svirtd's whose category is in it.
-    """
+    """A foreign set with what its first process is. `groups` are svirtd's whose category it has."""
 
     found: ForeignSet
-    uid: int
-    name: str
-    unit: str
+    facts: Facts
     groups: tuple[str, ...]
 
 
@@ -62,12 +58,11 @@ class Foreign:
         ours = {vm.process_context for vm in vms}
         found = []
         for one in foreign.by_context(await self.processes(), ours, self._private):
-            who = await doors.in_file_thread(processes.owner_and_name, one.pids[0])
-            if who is None:
+            facts = await doors.in_file_thread(processes.facts, one.pids[0])
+            if facts is None:
                 continue  # it has ended meanwhile
-            unit = await doors.systemd.unit_of_pid(one.pids[0])
             names = tuple(group.name for group in groups if group.category in one.categories)
-            found.append(Listed(one, *who, unit, names))
+            found.append(Listed(one, facts, names))
         return found
 
     async def processes(self) -> list[Process]:

@@ -2,6 +2,7 @@
 """Labels of running processes, from /proc. Blocks; the engine runs it in its file threads."""
 
 import os
+from dataclasses import dataclass
 
 from svirtd.core.model import Process
 from svirtd.host.kernel import Kernel
@@ -36,16 +37,39 @@ def under(kernel: Kernel, context: str) -> list[int]:
     return [one.pid for one in labelled(kernel) if one.context == context]
 
 
-def owner_and_name(pid: int) -> tuple[int, str] | None:
-    """Return a process's uid and the name that it gives itself; None if it has ended, or if the
-    policy does not let svirtd look."""
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Whose a process is, what it calls itself, and the unit it is in (empty if none)."""
+
+    uid: int
+    name: str
+    unit: str
+
+
+def facts(pid: int) -> Facts | None:
+    """Look at a process; None if it has ended, or if the policy does not let svirtd look."""
     try:
         with open(f"/proc/{pid}/comm", "rb") as file:
+            uid = os.fstat(file.fileno()).st_uid
             name = file.read().rstrip(b"\n").decode(errors="replace")
-            return os.fstat(file.fileno()).st_uid, name
+        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="replace") as file:
+            return Facts(uid, name, unit_of(file.read()))
     except OSError as error:
         refuse_scarcity(error)
         return None
+
+
+def unit_of(cgroups: str) -> str:
+    """Return the innermost unit that a /proc/PID/cgroup names, empty if none.
+
+    Not asked of systemd: its answer about other units is not svirtd's to have.
+    """
+    for line in cgroups.splitlines():
+        if line.startswith("0::"):
+            for part in reversed(line.split("/")):
+                if part.endswith((".service", ".scope")):
+                    return part
+    return ""
 
 
 def _entries() -> list[str]:

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Sets that others use: which are in the way of a draw, and which are not."""
 
+import os
+from pathlib import Path
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from svirtd.core import foreign
 from svirtd.core.model import Process
+from svirtd.host import processes
 
 PRIVATE = frozenset(range(768))
 category_sets = st.frozensets(st.integers(0, 1023), max_size=6)
@@ -60,3 +64,21 @@ def test_overlap_is_access_of_one_to_the_others(
 def test_a_shared_category_is_no_overlap() -> None:
     assert not foreign.overlaps(frozenset({1, 2}), frozenset({frozenset({2, 3})}))
     assert not foreign.overlaps(frozenset({1, 2}), frozenset())
+
+
+def test_the_unit_of_a_process() -> None:
+    scope = "machine.slice/libpod-1.scope"
+    assert processes.unit_of(f"0::/{scope}/container\n") == "libpod-1.scope"
+    assert processes.unit_of("0::/system.slice/a.service\n") == "a.service"
+    assert processes.unit_of(f"1:name=systemd:/x.scope\n0::/{scope}\n") == "libpod-1.scope"
+    assert processes.unit_of("0::/user.slice/x.scope/y.service/z\n") == "y.service"
+    for text in ("", "0::/\n", "0::/init\n", "12:cpu:/a.service\n"):
+        assert processes.unit_of(text) == ""
+
+
+def test_a_process_of_ours() -> None:
+    facts = processes.facts(os.getpid())
+    assert facts is not None
+    assert facts.uid == os.getuid()
+    assert facts.name == Path("/proc/self/comm").read_text().strip()
+    assert processes.facts(2**22 + 1) is None
