@@ -6,6 +6,7 @@ A test that provokes a denial says so and takes it off the account; the last tes
 
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from tests.support import wait_for
 
 _LOG: Final = Path("/var/log/audit/audit.log")
 _RECORD_BYTES: Final = 8192
+_QUIET_S: Final = 0.2
 _DENIED: Final = re.compile(
     r"audit\((?P<id>[\d.]+:\d+)\).*?avc: +denied +\{ (?P<permissions>[^}]+) \}.*?"
     r"scontext=(?P<source>\S+) tcontext=(?P<target>\S+) tclass=(?P<kind>\w+)"
@@ -135,6 +137,11 @@ class Audit:
 
         try:
             wait_for("every denial", complete)
+            # Of what is denied alike, one stands for all; the log may be late with the others.
+            count = -1
+            while count != (count := sum(map(len, seen))):
+                time.sleep(_QUIET_S)
+                complete()
         except AssertionError:
             missing = [each for each, ones in zip(wanted, seen, strict=True) if not ones]
             raise AssertionError(f"not denied to {source}: {missing}") from None
