@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What a launch gives a VM beside labels: what its unit is kept in, overlays, words."""
 
+import contextlib
 import fcntl
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,11 +18,13 @@ from svirtd.core.model import VM, Kind
 from svirtd.core.overlays import Overlay
 from svirtd.core.zones import zone_of
 from svirtd.engine.doors import Doors
-from svirtd.errors import InvalidArgs, ResourceRefused
+from svirtd.errors import InvalidArgs, ResourceRefused, UnitStuck
 from svirtd.host import netns
+from svirtd.host.bus import BusLost
 from svirtd.host.opening import Opened
 
 _BLOCK_SIZE: Final = 0x80081272  # BLKGETSIZE64
+_MAGIC_BYTES: Final = 4
 _U64: Final = struct.Struct("=Q")
 
 
@@ -35,17 +38,34 @@ class Outfit:
     words: Mapping[str, str]
 
 
-async def outfit_of(doors: Doors, goal: Goal, vm: VM, opened: Sequence[Opened]) -> Outfit:
-    """Return what a VM with this goal and these resources gets.
+@contextlib.asynccontextmanager
+async def outfitted(
+    doors: Doors, goal: Goal, vm: VM, opened: Sequence[Opened]
+) -> AsyncIterator[Outfit]:
+    """Give a VM what one with this goal and these resources gets, for its start.
 
-    Makes the caller's own files, in which writes are kept, overlays if they are empty. Raises
-    ResourceRefused, InvalidArgs, Failed.
+    Makes the caller's own files, in which writes are kept, overlays if they are empty; if the start
+    fails they are empty again. Raises ResourceRefused, InvalidArgs, Failed.
     """
     namespace = ""
     if goal.network is Network.ZONE:
         namespace = await doors.store.read(lambda db: _namespace(db, goal, vm))
         await doors.in_file_thread(netns.check, namespace)
-    return await doors.in_file_thread(_outfit, goal, vm, opened, namespace)
+    begun: list[int] = []
+    try:
+        yield await doors.in_file_thread(_outfit, goal, vm, opened, namespace, begun)
+    except (BusLost, UnitStuck):
+        raise  # a process may be at them
+    except Exception:
+        await doors.in_file_thread(_empty_again, begun)
+        raise
+
+
+def _empty_again(begun: Sequence[int]) -> None:
+    for fd in begun:
+        # What fails here leaves an overlay with nothing in it, which a later start takes.
+        with contextlib.suppress(OSError):
+            os.ftruncate(fd, 0)
 
 
 def _namespace(db: Database, goal: Goal, vm: VM) -> str:
@@ -59,7 +79,10 @@ def _namespace(db: Database, goal: Goal, vm: VM) -> str:
     return zone.namespace
 
 
-def _outfit(goal: Goal, vm: VM, opened: Sequence[Opened], namespace: str) -> Outfit:
+def _outfit(
+    goal: Goal, vm: VM, opened: Sequence[Opened], namespace: str, begun: list[int]
+) -> Outfit:
+    """`begun` is told the descriptor of each of the caller's files that is made an overlay."""
     disks = []
     made: dict[str, Overlay] = {}
     kept = {one.seen.terms.takes: one for one in opened if one.seen.terms.takes}
@@ -71,7 +94,7 @@ def _outfit(goal: Goal, vm: VM, opened: Sequence[Opened], namespace: str) -> Out
         if overlays.has_overlay(goal, seen):
             overlay = overlays.empty(seen.path, _size(one))
             if id_ in kept:
-                _begin(kept[id_], overlay)
+                _begin(kept[id_], overlay, begun)
             else:
                 made[overlays.file_name(id_)] = overlay
     paths = {id_: one.seen.path for id_, one in kept.items()}
@@ -86,7 +109,7 @@ def _size(one: Opened) -> int:
     return int(size)
 
 
-def _begin(one: Opened, overlay: Overlay) -> None:
+def _begin(one: Opened, overlay: Overlay, begun: list[int]) -> None:
     """Make an empty file an overlay; one that has something is used as it is.
 
     It may be the overlay of an earlier run. It is not looked at: whatever it says that it lies
@@ -94,11 +117,15 @@ def _begin(one: Opened, overlay: Overlay) -> None:
     """
     if one.seen.kind is not Kind.FILE:
         raise ResourceRefused(f"{one.seen.named} is to keep what is written, and is no file")
-    if os.fstat(one.fd).st_size:
-        return
+    size = os.fstat(one.fd).st_size
     try:
-        os.pwrite(one.fd, overlay.head, 0)
+        if size and (size != overlay.length or os.pread(one.fd, _MAGIC_BYTES, 0).strip(b"\0")):
+            return
+        begun.append(one.fd)
+        # What makes it an image comes last: one that was cut off before is begun anew.
         os.ftruncate(one.fd, overlay.length)
+        os.pwrite(one.fd, overlay.head[_MAGIC_BYTES:], _MAGIC_BYTES)
+        os.pwrite(one.fd, overlay.head[:_MAGIC_BYTES], 0)
     except OSError as error:
         raise ResourceRefused(
             f"{one.seen.named} cannot be made an overlay: {error.strerror}"

@@ -25,7 +25,7 @@ from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.openings import Held, Openings
 from svirtd.engine.operations import Operations, vm_named
-from svirtd.engine.outfit import Outfit, outfit_of
+from svirtd.engine.outfit import Outfit, outfitted
 from svirtd.engine.units import Units
 from svirtd.errors import (
     Failed,
@@ -276,8 +276,8 @@ class Requests:
         await self._operations.label(begun.operation, opened)
         try:
             entry = await self._operations.take_digests(goal, begun.entry, opened)
-            outfit = await outfit_of(self._doors, goal, entry.vm, opened)
-            return await self._start(begun.operation, entry, command, account, outfit)
+            async with outfitted(self._doors, goal, entry.vm, opened) as outfit:
+                return await self._start(begun.operation, entry, command, account, outfit)
         except BusLost:
             raise  # what became of the unit is not known: the next start looks and settles it
         except UnitStuck as error:

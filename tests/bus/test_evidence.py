@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from svirtd.core import overlays
 from svirtd.host.bus import BusError, Variant
 from tests.bus.test_goals import ACQUIRE, LAUNCH, goal, recorded, svirtctl
 from tests.bus.test_launch import SLEEP, show
@@ -130,6 +131,38 @@ def test_writes_are_kept_in_the_callers_own_file_by_choice(
     launch(client, "vm", SLEEP, given, **goal("forensic"))
     client.release("vm")
     assert kept.read_bytes() == before
+
+
+def test_a_start_that_fails_leaves_the_file_empty(
+    daemon: Daemon, client: Client, tmp_path: Path, evidence: Path
+) -> None:
+    kept, bad = tmp_path / "kept.qcow2", tmp_path / "bad"
+    kept.touch()
+    bad.write_bytes(b"no program")
+    bad.chmod(0o755)
+    given = [one(evidence, overlay=str(kept))]
+    refused = client.error("Launch", LAUNCH, "vm", [str(bad)], given, goal("forensic"))
+    assert refused.name == "org.svirt1.Error.UnitFailed"
+    assert (kept.read_bytes(), label(kept), client.vms()) == (b"", None, {})
+
+
+def test_an_overlay_that_was_cut_off_is_begun_anew(
+    daemon: Daemon, client: Client, tmp_path: Path, evidence: Path
+) -> None:
+    kept = tmp_path / "kept.qcow2"
+    whole = overlays.empty(str(evidence), len(CONTENT))
+    image_ = whole.head.ljust(whole.length, b"\0")
+    for start in (bytes(whole.length), bytes(4) + image_[4:]):
+        kept.write_bytes(start)
+        launch(client, "vm", SLEEP, one(evidence, overlay=str(kept)), **goal("forensic"))
+        client.release("vm")
+        assert kept.read_bytes() == image_
+    # Anything else is the caller's, whatever it is.
+    for start in (bytes(whole.length + 1), b"QFI\xfb" + bytes(whole.length - 4), b"x"):
+        kept.write_bytes(start)
+        launch(client, "vm", SLEEP, one(evidence, overlay=str(kept)), **goal("forensic"))
+        client.release("vm")
+        assert kept.read_bytes() == start
 
 
 @pytest.mark.parametrize(
