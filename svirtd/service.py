@@ -154,9 +154,11 @@ class Service:
         leases = Leases(doors, events, operations, units)
         for listener in (Log(self._journal), watch, leases, self._object_manager):
             events.listen(listener)
+        doors.digests.starting = True
         if not await self._unless_stopped(recovery.run()):
             self._say_stopped()  # recovery may be cut off anywhere: the next start goes on
             return
+        doors.digests.starting = False
         await enter_walls(doors)
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)

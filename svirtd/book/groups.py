@@ -122,12 +122,6 @@ def give_back(db: Database, category: int) -> None:
 # -- members ------------------------------------------------------------------------------------
 
 
-def lasting(db: Database, vm: VM) -> list[str]:
-    """Return the groups that a VM will be in at its next start, whatever it is in now."""
-    rows = db.execute("SELECT grp FROM member WHERE rank = ? ORDER BY grp", [vm.rank])
-    return [name for (name,) in rows]
-
-
 def join(db: Database, vm: VM, name: str) -> None:
     """Have a VM be in a group from its next start on; nothing changes if it will be already."""
     db.execute("INSERT OR IGNORE INTO member(rank, grp) VALUES (?, ?)", [vm.rank, name])

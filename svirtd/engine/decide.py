@@ -199,7 +199,7 @@ def _groups(
     Each is looked at again at each start: what was granted may have ended since it was joined.
     """
     owner_uid = caller.uid if known is None else known.owner_uid
-    lasting = [] if known is None else group_rows.lasting(db, known)
+    lasting = () if known is None else known.lasting
     found: dict[str, Group] = {}
     now = now_us()
     for name in sorted({*lasting, *request.groups}):
@@ -245,7 +245,7 @@ def refuse_meeting(db: Database, vm_name: str, groups: Sequence[Group]) -> None:
 
 def _zones(db: Database, vm: VM) -> frozenset[str]:
     """Return the zones that a VM is in, and those that it is to be in at its next start."""
-    names = {*vm.groups, *group_rows.lasting(db, vm)}
+    names = {*vm.groups, *vm.lasting}
     found = (group_rows.by_name(db, name) for name in names)
     return frozenset(one.name for one in found if one is not None and one.namespace)
 

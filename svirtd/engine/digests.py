@@ -23,6 +23,12 @@ from svirtd.host.opening import Opened
 
 _ALTERED: Final = "its content is not what it was when the VM got it"
 _NOT_COMPARED: Final = "its content could not be compared with what it was when the VM got it"
+_AT_START: Final = (
+    "its content was not compared with what it was when the VM got it: it is large, and svirtd was "
+    "about to start, with all other VMs waiting; compare it by hand (sha256sum)"
+)
+# A few seconds' reading. More would keep the service from starting, again and again.
+_AT_START_MAX_BYTES: Final = 256 << 20
 _REPAIR: Final = "nothing: find out who wrote it; its label is given back all the same"
 
 
@@ -33,6 +39,8 @@ class Digests:
     def __init__(self, thread: ThreadPoolExecutor) -> None:
         self._thread = thread
         self._closed = threading.Event()
+        # Until the daemon serves: then nobody waits but whoever has asked.
+        self.starting = False
 
     def close(self) -> None:
         """Leave what is being read."""
@@ -66,7 +74,10 @@ class Digests:
         for hold in holds:
             if hold.digest:
                 try:
-                    now = await self._of(functools.partial(files.find, hold.path, hold.identity))
+                    now = await self._of(functools.partial(self._find, hold))
+                except _Large:
+                    found.append(_finding(FindingKind.FAILED, vm, hold, "", _AT_START))
+                    continue
                 except (files.Missing, files.Replaced):
                     continue  # told when its label is to be given back
                 except OSError as error:
@@ -76,6 +87,13 @@ class Digests:
                 if now != hold.digest:
                     found.append(_finding(FindingKind.ALTERED, vm, hold, now, _ALTERED))
         return found
+
+    def _find(self, hold: Hold) -> int:
+        fd = files.find(hold.path, hold.identity)
+        if self.starting and os.lseek(fd, 0, os.SEEK_END) > _AT_START_MAX_BYTES:
+            os.close(fd)
+            raise _Large
+        return fd
 
     async def _of(self, open_: Callable[[], int]) -> str:
         """Return the digest of what `open_` opens. It is closed again, whatever happens."""
@@ -108,6 +126,10 @@ def lacking(known: Goals, vm: VM, holds: Sequence[Hold]) -> bool:
     if goal is None or not goal.digest:
         return False
     return any(hold.access is Access.READONLY and not hold.digest for hold in holds)
+
+
+class _Large(Exception):
+    """More than what is read while the daemon starts."""
 
 
 def _finding(kind: FindingKind, vm: VM, hold: Hold, now: str, why: str) -> Finding:
