@@ -4,10 +4,11 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from svirtd.core.findings import Finding
 from svirtd.core.job import JobView
 from svirtd.core.matrix import Cell
 from svirtd.core.mcs import format_categories
-from svirtd.core.model import VM, Finding, Hold
+from svirtd.core.model import VM, Hold
 from svirtd.core.plan import Plan
 from svirtd.engine.foreign import Listed
 from svirtd.engine.walls import View

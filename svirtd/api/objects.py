@@ -17,9 +17,10 @@ from svirtd.api.contract import (
     VM_FOLDER,
 )
 from svirtd.api.group_objects import Emit, GroupObjects
+from svirtd.core.findings import Finding
 from svirtd.core.groups import GroupView
 from svirtd.core.job import JobView
-from svirtd.core.model import Caller, Finding, Standing
+from svirtd.core.model import Caller, Standing
 from svirtd.core.names import escape_path
 from svirtd.engine.authorize import sees
 from svirtd.engine.backups import Backups

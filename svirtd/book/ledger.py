@@ -14,7 +14,7 @@ from svirtd.book import registry
 from svirtd.book.connection import Database
 from svirtd.core.model import VM, Identity, Operation, OperationKind, Step
 
-_OPEN = "SELECT id, kind, rank, created, caller_uid, steps FROM operation"
+_OPEN = "SELECT id, kind, rank, created, caller_uid, steps, numbers FROM operation"
 
 
 def open_operation(
@@ -25,15 +25,20 @@ def open_operation(
     *,
     created: bool,
     caller_uid: int,
+    numbers: Sequence[int] = (),
 ) -> Operation:
-    """Record what is about to be done. `created`: the VM is new with this operation."""
+    """Record what is about to be done. `created`: the VM is new with this operation. `numbers` are
+    of the holds that it is about, where it is not about all of the VM's."""
     text = json.dumps([(s.identity.dev, s.identity.ino, s.path, s.old, s.new) for s in steps])
     row = db.execute(
-        "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us)"
-        " VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
-        [kind.value, vm.rank, int(created), caller_uid, text, time.time_ns() // 1000],
+        "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us, numbers)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
+        [
+            *(kind.value, vm.rank, int(created), caller_uid, text, time.time_ns() // 1000),
+            json.dumps(numbers) if numbers else "",
+        ],
     ).fetchone()
-    return Operation(row[0], kind, vm, created, caller_uid, tuple(steps))
+    return Operation(row[0], kind, vm, created, caller_uid, tuple(steps), tuple(numbers))
 
 
 def close_operation(db: Database, operation: Operation) -> None:
@@ -64,7 +69,7 @@ def is_open(db: Database, vm: VM) -> bool:
 
 
 def _operation(db: Database, row: Sequence[Any]) -> Operation:
-    id_, kind, rank, created, caller_uid, steps = row
+    id_, kind, rank, created, caller_uid, steps, numbers = row
     vm = registry.vm_by_rank(db, rank)
     # The foreign key makes a missing VM impossible; a book that has one is corrupt.
     if vm is None:
@@ -76,4 +81,5 @@ def _operation(db: Database, row: Sequence[Any]) -> Operation:
         bool(created),
         caller_uid,
         tuple(Step(Identity(d, i), p, old, new) for d, i, p, old, new in json.loads(steps)),
+        tuple(json.loads(numbers)) if numbers else (),
     )

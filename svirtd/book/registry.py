@@ -6,12 +6,23 @@ from typing import Any
 
 from svirtd.book.connection import Database
 from svirtd.core.groups import AtEnd
-from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, Snapshot, State
+from svirtd.core.model import (
+    VM,
+    Access,
+    Hold,
+    Identity,
+    Labeller,
+    Lifetime,
+    Snapshot,
+    State,
+)
 
 _VM = (
     "id, name, owner_uid, state, reason, goal, uuid, rank, categories, process_context,"
-    " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us, groups"
+    " image_context, unit, main_pid, runtime_dir, persistent, lifetime, caller, created_us, groups,"
+    " labeller, enrolled"
 )
+_VALUES = ", ".join("?" * len(_VM.split(",")))
 _VM_READ = (
     f"{_VM}, (SELECT group_concat(grp, ' ') FROM (SELECT grp FROM member WHERE member.rank ="
     " vm.rank ORDER BY grp))"
@@ -20,7 +31,8 @@ _VM_READ = (
 _OBJECTS_AT_ONCE = 256
 _HOLD = (
     "SELECT v.id, v.name, h.dev, h.ino, h.path, h.access, h.label, h.original, h.original_known,"
-    " v.owner_uid, h.grp, h.name, h.digest, h.until_us, h.at_end"
+    " v.owner_uid, h.grp, h.name, h.digest, h.until_us, h.at_end, h.number, h.part_of, h.recursive,"
+    " h.device"
     " FROM hold h JOIN vm v ON v.rank = h.rank"
 )
 
@@ -46,13 +58,15 @@ def _vm(row: Sequence[Any]) -> VM:
         caller=row[16],
         created_us=row[17],
         groups=tuple(row[18].split()),
-        lasting=tuple((row[19] or "").split()),
+        labeller=Labeller(row[19]),
+        enrolled=row[20],
+        lasting=tuple((row[21] or "").split()),
     )
 
 
 def _hold(row: Sequence[Any]) -> Hold:
     vm_id, vm_name, dev, ino, path, access, label, original, known, owner = row[:10]
-    group, name, digest, until_us, at_end = row[10:]
+    group, name, digest, until_us, at_end, number, part_of, recursive, device = row[10:]
     return Hold(
         vm_id,
         vm_name,
@@ -68,6 +82,10 @@ def _hold(row: Sequence[Any]) -> Hold:
         digest,
         until_us,
         AtEnd(at_end),
+        number,
+        part_of,
+        bool(recursive),
+        device,
     )
 
 
@@ -153,7 +171,7 @@ def every_vm(db: Database) -> Iterator[VM]:
 def add_vm(db: Database, vm: VM) -> None:
     """Insert a VM whose name and rank are free."""
     db.execute(
-        f"INSERT INTO vm({_VM}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO vm({_VM}) VALUES ({_VALUES})",
         [
             vm.id,
             vm.name,
@@ -174,6 +192,8 @@ def add_vm(db: Database, vm: VM) -> None:
             vm.caller,
             vm.created_us,
             " ".join(vm.groups),
+            vm.labeller.value,
+            vm.enrolled,
         ],
     )
 
@@ -183,7 +203,7 @@ def update_vm(db: Database, vm: VM) -> None:
     db.execute(
         "UPDATE vm SET state = ?, reason = ?, goal = ?, uuid = ?, process_context = ?,"
         " image_context = ?, unit = ?, main_pid = ?, runtime_dir = ?, persistent = ?,"
-        " lifetime = ?, caller = ?, groups = ? WHERE id = ?",
+        " lifetime = ?, caller = ?, groups = ?, labeller = ?, enrolled = ? WHERE id = ?",
         [
             vm.state.value,
             vm.reason,
@@ -198,6 +218,8 @@ def update_vm(db: Database, vm: VM) -> None:
             vm.lifetime.value,
             vm.caller,
             " ".join(vm.groups),
+            vm.labeller.value,
+            vm.enrolled,
             vm.id,
         ],
     )
@@ -210,14 +232,15 @@ def remove_vm(db: Database, vm: VM) -> None:
 
 
 def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
-    """Insert the holds of a VM that has none."""
+    """Insert holds of a VM, whose numbers are free."""
     db.conn.executemany(
         "INSERT INTO hold(rank, number, dev, ino, path, access, label, original, original_known,"
-        " grp, name, digest, until_us, at_end) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " grp, name, digest, until_us, at_end, part_of, recursive, device)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [
             (
                 vm.rank,
-                number,
+                h.number,
                 h.identity.dev,
                 h.identity.ino,
                 h.path,
@@ -230,8 +253,11 @@ def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
                 h.digest,
                 h.until_us,
                 h.at_end.value,
+                h.part_of,
+                int(h.recursive),
+                h.device,
             )
-            for number, h in enumerate(holds)
+            for h in holds
         ],
     )
 

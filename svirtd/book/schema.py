@@ -230,6 +230,27 @@ def _sharing(db: Database) -> None:
     db.execute("CREATE INDEX hold_until ON hold(until_us) WHERE until_us <> 0")
 
 
+@migrations(name="0009-others")
+def _others(db: Database) -> None:
+    # Who sets a VM's labels, if not svirtd; the administrator's unit that has its label.
+    db.execute("ALTER TABLE vm ADD COLUMN labeller TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE vm ADD COLUMN enrolled TEXT NOT NULL DEFAULT ''")
+    # What an enrolled unit gets at each start: resources and options as they were asked for, JSON.
+    db.execute(
+        "CREATE TABLE enrolment(rank INTEGER PRIMARY KEY REFERENCES vm(rank),"
+        " unit TEXT NOT NULL UNIQUE, resources TEXT NOT NULL, options TEXT NOT NULL,"
+        " since_us INTEGER NOT NULL) STRICT"
+    )
+    # The name of the resource under which an object lies; a directory with all that is in it; the
+    # number of the device that a node stands for.
+    db.execute("ALTER TABLE hold ADD COLUMN part_of TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE hold ADD COLUMN recursive INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE hold ADD COLUMN device INTEGER NOT NULL DEFAULT 0")
+    db.execute("CREATE INDEX hold_device ON hold(device) WHERE device <> 0")
+    # JSON: the numbers of the holds that an operation is about, empty if it is about all.
+    db.execute("ALTER TABLE operation ADD COLUMN numbers TEXT NOT NULL DEFAULT ''")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Is a held object as the book says, and if not, may its label be put back? Pure."""
 
+from svirtd.core.findings import Finding, FindingKind, Look
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import Finding, FindingKind, Hold, Look
+from svirtd.core.model import Hold
 from svirtd.core.plan import UNLABELLED_TYPE, Rules
 
 PUT_BACK = "puts the label back"

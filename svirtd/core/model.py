@@ -40,6 +40,28 @@ class Lifetime(enum.StrEnum):
     CALLER = "caller"
 
 
+class Labeller(enum.StrEnum):
+    """Who sets the labels that the book says for a VM, and gives the earlier ones back."""
+
+    SVIRTD = ""
+    LIBVIRT = "libvirt"
+
+
+class Format(enum.StrEnum):
+    """What is looked for behind a resource: nothing, or the files that a qcow2 image lies over."""
+
+    RAW = "raw"
+    QCOW2 = "qcow2"
+
+
+class Backing(enum.StrEnum):
+    """How the files under an overlay are labelled."""
+
+    PUBLIC = "public"
+    GROUP = "group"
+    PRIVATE = "private"
+
+
 class Override(enum.StrEnum):
     """A rule about objects that a request may have lifted, by whoever may do that."""
 
@@ -61,6 +83,8 @@ class OperationKind(enum.StrEnum):
     ACQUIRE = "acquire"
     LAUNCH = "launch"
     RELEASE = "release"
+    ATTACH = "attach"
+    DETACH = "detach"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +135,9 @@ class Terms:
     `id` is what the request calls it. `group`: labelled by that group's category. `level`: empty
     for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how. `takes`:
     the id of the resource over which it is the overlay. `reads`: what the access lets others write
-    is only read by this VM, whose domain writes none of it.
+    is only read by this VM, whose domain writes none of it. `format` and `backing` say what lies
+    under it; `part_of` is the id of the resource under which it lies itself. `recursive`: a
+    directory with all that is in it.
     """
 
     id: str = ""
@@ -121,6 +147,10 @@ class Terms:
     at_end: AtEnd = AtEnd.REPORT
     takes: str = ""
     reads: bool = False
+    format: Format = Format.RAW
+    backing: Backing = Backing.PUBLIC
+    part_of: str = ""
+    recursive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +186,7 @@ class Request:
     overrides: frozenset[Override]
     groups: tuple[str, ...] = ()
     level: str = ""
+    labeller: Labeller = Labeller.SVIRTD
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +205,7 @@ class Seen:
     """An opened object as it was found: identity, kind, links, label, owner, and where it lies.
 
     `path` is the daemon's own name for it, under which it can be found again; `label` is None
-    where the object carries none.
+    where the object carries none. `device` is the number of the device that a node stands for.
     """
 
     named: str
@@ -188,6 +219,7 @@ class Seen:
     owner_uid: int
     file_system: str
     terms: Terms = Terms()
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +227,7 @@ class VM:
     """A VM of the book.
 
     `groups` are those whose categories its processes have in this run, `lasting` those that it will
-    be in at each start to come.
+    be in at each start to come. `enrolled` is the administrator's unit that has its label.
     """
 
     id: str
@@ -218,6 +250,8 @@ class VM:
     created_us: int
     groups: tuple[str, ...] = ()
     lasting: tuple[str, ...] = ()
+    labeller: Labeller = Labeller.SVIRTD
+    enrolled: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +260,9 @@ class Hold:
 
     A hold that was entered again from what runs has no known original. `owner_uid` is the VM's.
     `group`: labelled by that group's category. `name` is what the request calls the object,
-    `digest` what was in it when the VM got it, `until_us` when the VM loses it (0: never).
+    `digest` what was in it when the VM got it, `until_us` when the VM loses it (0: never). `number`
+    tells a VM's holds apart, in the order in which it got them; `part_of` is the name of the one
+    under which this lies; `device` the number of the device that a node stands for.
     """
 
     vm_id: str
@@ -243,6 +279,10 @@ class Hold:
     digest: str = ""
     until_us: int = 0
     at_end: AtEnd = AtEnd.REPORT
+    number: int = 0
+    part_of: str = ""
+    recursive: bool = False
+    device: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +301,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An entry of the ledger that has been opened and not yet closed."""
+    """An entry of the ledger that has been opened and not yet closed.
+
+    `numbers` are of the holds that it is about, where it is not about all of the VM's.
+    """
 
     id: int
     kind: OperationKind
@@ -269,6 +312,7 @@ class Operation:
     created: bool
     caller_uid: int
     steps: tuple[Step, ...]
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,53 +358,6 @@ class Counts:
     pairs_in_use: int
     pairs_quarantined: int
     groups: int
-
-
-class FindingKind(enum.StrEnum):
-    """What sort of difference a finding is; the contract words each."""
-
-    CHANGED = "changed"
-    MISSING = "missing"
-    REPLACED = "replaced"
-    UNSYNCED = "unsynced"
-    ALTERED = "altered"
-    FAILED = "failed"
-    UNFINISHED = "unfinished"
-    ENDED = "ended"
-    STALE = "stale"
-    QUARANTINE = "quarantine"
-    FOREIGN = "foreign"
-    CONFLICT = "conflict"
-    ORPHAN = "orphan"
-    GUESSED = "guessed"
-    EXPIRED = "expired"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One difference between the book and the machine.
-
-    `path` is the object's: of a file, of a process below /proc, or the name of a unit. `repair`
-    says what a repair does about it, or why it does nothing; `repaired` whether that was done.
-    """
-
-    kind: FindingKind
-    vm_name: str
-    path: str
-    expected: str
-    found: str
-    reason: str
-    repair: str = ""
-    repaired: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What was seen at an object's place: its label (None if it has none), or what is wrong."""
-
-    label: str | None
-    problem: FindingKind | None = None
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from svirtd.book.pool import Suspect
+from svirtd.core.findings import Finding, FindingKind, Look
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import VM, Finding, FindingKind, Identity, Look, Step
+from svirtd.core.model import VM, Identity, Step
 from svirtd.errors import LabelRefused, ResourceRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import files

@@ -126,6 +126,7 @@ def _vm(
             caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
             created_us=now_us(),
             groups=tuple(sets.groups),
+            labeller=request.labeller,
         )
     return replace(
         known,
@@ -136,6 +137,7 @@ def _vm(
         lifetime=request.lifetime,
         caller=caller.unique_name if request.lifetime is Lifetime.CALLER else "",
         groups=tuple(sets.groups),
+        labeller=request.labeller,
     )
 
 

@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Final
 
+from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.goals import Goal, Goals
-from svirtd.core.model import VM, Access, Finding, FindingKind, Hold
+from svirtd.core.model import VM, Access, Hold
 from svirtd.engine.events import Entry
 from svirtd.errors import Failed, ResourceRefused
 from svirtd.host import digest, files

@@ -11,7 +11,8 @@ from typing import Final
 from svirtd.book import ledger, registry
 from svirtd.book.store import Database
 from svirtd.core import drift
-from svirtd.core.model import VM, Finding, Hold, Identity, Look, State, Step
+from svirtd.core.findings import Finding, Look
+from svirtd.core.model import VM, Hold, Identity, State, Step
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Events

@@ -102,8 +102,12 @@ def begin_acquire(
             name=d.seen.terms.id,
             until_us=d.seen.terms.until_us,
             at_end=d.seen.terms.at_end,
+            number=number,
+            part_of=d.seen.terms.part_of,
+            recursive=d.seen.terms.recursive,
+            device=d.seen.device,
         )
-        for d in decided.decisions
+        for number, d in enumerate(decided.decisions)
     )
     before = None if known is None else Entry(known, ())
     if not holds and launching is None:
@@ -197,6 +201,7 @@ def reenter(
             for one in registry.holds_on(db, hold.identity)
         )
     )
+    free = tuple(replace(hold, number=number) for number, hold in enumerate(free))
     registry.add_holds(db, vm, free)
     entered = {hold.identity for hold in free}
     return Entry(vm, free), tuple(hold for hold in holds if hold.identity not in entered)

@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from svirtd.core.findings import Finding
 from svirtd.core.groups import GroupView
 from svirtd.core.job import JobView
-from svirtd.core.model import VM, Finding, Hold, Standing
+from svirtd.core.model import VM, Hold, Standing
 from svirtd.failpoints import Point, reach
 
 

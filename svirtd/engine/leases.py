@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from svirtd.book import groups, registry
 from svirtd.book.store import Database
+from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.groups import AtEnd, Grant, GroupView, moment
-from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, State
+from svirtd.core.model import VM, Hold, Identity, State
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events, Listener

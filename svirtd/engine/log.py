@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Events as structured records."""
 
-from svirtd.core.model import Finding, Standing
+from svirtd.core.findings import Finding
+from svirtd.core.model import Standing
 from svirtd.engine.events import Cause, Entry, Listener
 from svirtd.host.journal import Journal, MessageId, Priority
 

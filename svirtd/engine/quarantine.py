@@ -8,7 +8,8 @@ from dataclasses import replace
 from svirtd.book import groups, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
-from svirtd.core.model import Finding, FindingKind, Step
+from svirtd.core.findings import Finding, FindingKind
+from svirtd.core.model import Step
 from svirtd.core.pool import RankTaken, category_of, key_of
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors

@@ -13,18 +13,10 @@ from collections.abc import Mapping
 
 from svirtd.book import registry
 from svirtd.core import goals, levels
+from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import format_categories
-from svirtd.core.model import (
-    VM,
-    Access,
-    Contexts,
-    Finding,
-    FindingKind,
-    Hold,
-    Lifetime,
-    State,
-)
+from svirtd.core.model import VM, Access, Contexts, Hold, Lifetime, State
 from svirtd.core.running import Claim, access_of, claim_of, id_of, named_paths, vm_of_unit
 from svirtd.core.unit_state import UnitDetails
 from svirtd.engine import entries

@@ -8,8 +8,9 @@ from typing import Final
 from svirtd.book import groups, pool, registry
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
+from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.mcs import Context, parse_context
-from svirtd.core.model import VM, Finding, FindingKind
+from svirtd.core.model import VM
 from svirtd.engine.doors import Doors
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.jobs import Job

@@ -15,8 +15,9 @@ from typing import Final
 
 from svirtd.book.pool import Suspect
 from svirtd.core import levels
+from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import VM, Finding, FindingKind, Hold, Identity, Step
+from svirtd.core.model import VM, Hold, Identity, Step
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.host import files

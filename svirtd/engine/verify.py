@@ -12,7 +12,8 @@ from typing import Final
 
 from svirtd.book import groups, pool, registry
 from svirtd.core import foreign
-from svirtd.core.model import VM, Caller, Finding, FindingKind, Process, State
+from svirtd.core.findings import Finding, FindingKind
+from svirtd.core.model import VM, Caller, Process, State
 from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.engine.drift import Drift, Repair

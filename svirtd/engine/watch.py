@@ -12,7 +12,8 @@ from typing import Final
 
 from svirtd.book import registry
 from svirtd.book.store import Database
-from svirtd.core.model import VM, Hold, Identity, Look, State
+from svirtd.core.findings import Look
+from svirtd.core.model import VM, Hold, Identity, State
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.drift import Drift, Repair

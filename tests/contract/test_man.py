@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from svirtd.api import wire
-from svirtd.core.model import FindingKind
+from svirtd.core.findings import FindingKind
 from svirtd.errors import InvalidArgs, bus_errors
 from svirtd.host.bus import Variant
 from svirtd.host.journal import MessageId

@@ -34,7 +34,7 @@ def db(tmp_path: Path) -> Iterator[Database]:
             [rank, dev, f"/{dev}/disk", f"label{rank}"],
         )
         db.execute(
-            "INSERT INTO operation VALUES (?, 'acquire', ?, 0, 0, ?, 0)",
+            "INSERT INTO operation VALUES (?, 'acquire', ?, 0, 0, ?, 0, '')",
             [rank, rank, json.dumps([[dev, 13, f"/{dev}/step", None, f"label{rank}"]])],
         )
         db.execute(

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from svirtd.core.model import VM, Access, FindingKind, Hold, Identity, Lifetime, State
+from svirtd.core.findings import FindingKind
+from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
 from svirtd.engine.digests import Digests
 from svirtd.engine.doors import file_threads
 from svirtd.host import files

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svirtd.core import drift
-from svirtd.core.model import Access, FindingKind, Hold, Identity, Look
+from svirtd.core.findings import FindingKind, Look
+from svirtd.core.model import Access, Hold, Identity
 from svirtd.core.plan import Rules
 
 OURS = "system_u:object_r:svirt_image_t:s0:c1,c2"

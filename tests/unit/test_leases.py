@@ -67,8 +67,8 @@ def test_a_grant_for_another_users_vm_of_the_name_ends_nothing(db: Database) -> 
 
 
 def test_only_holds_that_are_over_have_ended(db: Database) -> None:
-    later = replace(HELD, identity=Identity(1, 3), until_us=now_us() + 10**9)
-    never = replace(HELD, identity=Identity(1, 4), until_us=0)
+    later = replace(HELD, number=1, identity=Identity(1, 3), until_us=now_us() + 10**9)
+    never = replace(HELD, number=2, identity=Identity(1, 4), until_us=0)
     registry.add_holds(db, MINE, [HELD, later, never])
     vm, ended = leases._ended(db, "vm")
     assert vm is not None

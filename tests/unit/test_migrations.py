@@ -108,6 +108,7 @@ def test_what_was_open_is_understood(path: str, name: str) -> None:
             Access.PUBLIC,
             "system_u:object_r:virt_content_t:s0",
             "system_u:object_r:virt_image_t:s0",
+            number=1,
         )
         known = {hold.path: hold.original_known for hold in _all_holds(store)}
         assert known["/srv/web.img"]

@@ -250,6 +250,7 @@ def test_every_table_is_strict_and_keys_are_kept(store: Store) -> None:
         "hold",
         "operation",
         "boot",
+        "enrolment",
     }
     assert [name for name, strict in found if not strict] == []
     with pytest.raises(StartError, match="cannot store TEXT"):
@@ -471,16 +472,18 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     one = vm(rank, unit="u.service", main_pid=7, caller=":1.2", lifetime=Lifetime.CALLER)
     holds = [
         Hold(one.id, one.name, Identity(1, 2**63 - 1), "/é", Access.EXCLUSIVE, "new", None),
-        Hold(one.id, one.name, Identity(2**40, 3), "/b", Access.PUBLIC, "new", "old"),
-        Hold(one.id, one.name, Identity(2, 3), "/a", Access.EXCLUSIVE, "new", None, False),
-    ]
+        Hold(one.id, one.name, Identity(2**40, 3), "/b", Access.PUBLIC, "new", "old", number=1,
+             part_of="r1", recursive=True, device=5),
+        Hold(one.id, one.name, Identity(2, 3), "/a", Access.EXCLUSIVE, "new", None, False,
+             number=7),
+    ]  # fmt: skip
     steps = [Step(h.identity, h.path, h.original, h.label) for h in holds]
 
     def enter(db: Database) -> int:
         registry.add_vm(db, one)
         registry.add_holds(db, one, holds)
         return ledger.open_operation(
-            db, OperationKind.ACQUIRE, one, steps, created=True, caller_uid=5
+            db, OperationKind.ACQUIRE, one, steps, created=True, caller_uid=5, numbers=(1, 7)
         ).id
 
     number = store.now(enter)
@@ -493,6 +496,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
     assert (operation.id, operation.vm, operation.created) == (number, one, True)
     assert (operation.kind, operation.caller_uid) == (OperationKind.ACQUIRE, 5)
     assert list(operation.steps) == steps
+    assert operation.numbers == (1, 7)
     store.now(lambda db: ledger.close_operation(db, operation))
     assert store.now(ledger.unfinished) == []
 

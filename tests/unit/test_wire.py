@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from svirtd.api import answers, contract, wire
 from svirtd.api.values import Options, typed
-from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
+from svirtd.core.model import VM, Access, Hold, Identity, Labeller, Lifetime, State
 from svirtd.errors import InvalidArgs, LimitsExceeded, NotSupported
 from svirtd.host.bus import Variant
 
@@ -155,11 +155,12 @@ def test_changes_are_what_differs_and_nothing_else() -> None:
 
 def test_no_field_of_a_vm_is_forgotten() -> None:
     """A field that no property shows is listed here, with the reason in the model."""
-    hidden = {"rank", "lifetime", "caller"}
+    hidden = {"rank", "lifetime", "caller", "labeller", "enrolled"}
     for field in fields(VM):
         old = getattr(VM_, field.name)
         changes: dict[type, Any] = {bool: not old, int: 12345, str: "other", State: State.FAILED,
-                   tuple: ("g",), Lifetime: Lifetime.CALLER}  # fmt: skip
+                   tuple: ("g",), Lifetime: Lifetime.CALLER,
+                   Labeller: Labeller.LIBVIRT}  # fmt: skip
         after = replace(VM_, **{field.name: changes[type(old)]})
         changed = answers.vm_changes((VM_, []), (after, []))
         assert (changed == ({}, [])) == (field.name in hidden), field.name
