@@ -29,6 +29,7 @@ from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.events import Events
+from svirtd.engine.followed import Followed
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.goals import SiteGoals
 from svirtd.engine.groups import Groups
@@ -163,7 +164,10 @@ class Service:
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)
         groups = GroupObjects(Groups(doors, events, foreign))
-        objects = Objects(requests, Queries(doors), verify, jobs, backups, groups, foreign, doors)
+        followed = Followed(doors, events, operations)
+        objects = Objects(
+            requests, Queries(doors), verify, jobs, backups, groups, foreign, followed, doors
+        )
         events.listen(objects)
         router = Router(
             bus, objects, contract.load(), self._journal, lambda: doors.config.limits, doors.spawn

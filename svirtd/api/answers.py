@@ -24,6 +24,7 @@ VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
     "Goal": ("s", lambda vm: vm.goal),
     "Groups": ("as", lambda vm: list(vm.groups)),
     "LastingGroups": ("as", lambda vm: list(vm.lasting)),
+    "LabelledBy": ("s", lambda vm: vm.labeller.value or "svirtd"),
     "Unit": ("s", lambda vm: vm.unit),
     "MainPID": ("u", lambda vm: vm.main_pid),
     "ProcessContext": ("s", lambda vm: vm.process_context),

@@ -26,6 +26,7 @@ from svirtd.engine.authorize import sees
 from svirtd.engine.backups import Backups
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Listener
+from svirtd.engine.followed import Followed
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.jobs import Jobs
 from svirtd.engine.matrix import Matrix
@@ -65,6 +66,7 @@ class Objects(Listener):
         backups: Backups,
         groups: GroupObjects,
         foreign: Foreign,
+        followed: Followed,
         doors: Doors,
     ) -> None:
         self._queries = queries
@@ -77,6 +79,7 @@ class Objects(Listener):
         self._walls = Walls(doors)
         self._groups = groups
         self._foreign = foreign
+        self._followed = followed
         self.emit: Emit = lambda *_: None
 
     def sends(self, emit: Emit) -> None:
@@ -94,6 +97,7 @@ class Objects(Listener):
             (MANAGER, "ListGoals"): self._list_goals,
             (MANAGER, "GetVM"): self._get_vm,
             (MANAGER, "GetVMByPID"): self._get_vm_by_pid,
+            (MANAGER, "GetVMByUUID"): self._get_vm_by_uuid,
             (MANAGER, "ListVMs"): self._list_vms,
             (MANAGER, "FindOwners"): self._find_owners,
             (MANAGER, "Backup"): self._backup,
@@ -105,6 +109,8 @@ class Objects(Listener):
             (JOB, "Cancel"): self._job_cancel,
             (VM, "Release"): self._vm_release,
             (VM, "OpenChannel"): self._open_channel,
+            (VM, "Follow"): self._follow,
+            (VM, "Ending"): self._ending,
             **self._groups.handlers(),
         }
 
@@ -154,6 +160,10 @@ class Objects(Listener):
 
     async def _get_vm_by_pid(self, call: Call) -> Reply:
         vm = await self._queries.vm_of_pid(call.caller, call.body[0])
+        return Reply([vm_path(vm.name)])
+
+    async def _get_vm_by_uuid(self, call: Call) -> Reply:
+        vm = await self._queries.vm_of_uuid(call.caller, call.body[0])
         return Reply([vm_path(vm.name)])
 
     async def _list_vms(self, call: Call) -> Reply:
@@ -228,6 +238,15 @@ class Objects(Listener):
         id_ = wire.read_id(options)
         fd = await self._requests.open_channel(call.caller, call.vm_name, socket, id_)
         return Reply([0], (fd,))
+
+    async def _follow(self, call: Call) -> Reply:
+        pid, options = call.body
+        await self._followed.follow(call.caller, call.vm_name, pid, wire.read_id(options))
+        return Reply([])
+
+    async def _ending(self, call: Call) -> Reply:
+        await self._followed.ending(call.caller, call.vm_name, wire.read_id(call.body[0]))
+        return Reply([])
 
     async def vm_properties(self, caller: Caller, name: str) -> dict[str, Variant]:
         """Return every property of one VM that the caller may see."""

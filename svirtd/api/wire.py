@@ -10,9 +10,11 @@ from svirtd.core import goals, overlays
 from svirtd.core.goals import BUILT_INS, Goal, Goals
 from svirtd.core.groups import AtEnd, Writers
 from svirtd.core.levels import parse_sensitivities
+from svirtd.core.mcs import parse_categories
 from svirtd.core.model import (
     Access,
     Command,
+    Labeller,
     Lifetime,
     Override,
     Request,
@@ -62,6 +64,8 @@ _ACQUIRE: Final[Mapping[str, str]] = {
     "groups": "as",
     "level": "s",
 }
+# Of VMs that libvirt starts and labels.
+_FOLLOWED: Final[Mapping[str, str]] = {"labelled-by": "s", "categories": "s"}
 _LAUNCH: Final[Mapping[str, str]] = {
     **_ACQUIRE,
     "user": "s",
@@ -134,7 +138,9 @@ def read_request(
     known: Goals = BUILT_INS,
 ) -> Request:
     """Read what Acquire and Plan take. `known` are the goals that there are."""
-    return _request(name, resources, typed("options", options, _ACQUIRE), fds, known)
+    return _request(
+        name, resources, typed("options", options, {**_ACQUIRE, **_FOLLOWED}), fds, known
+    )
 
 
 def read_launch(
@@ -176,7 +182,34 @@ def _request(
         overrides=_overrides(given.get("override", ())),
         groups=_groups(given.get("groups", ())),
         level=_level("options", given.get("level", "")),
+        labeller=_labeller(given, lifetime),
+        categories=_categories(given),
     )
+
+
+def _labeller(given: Mapping[str, Any], lifetime: str) -> Labeller:
+    name = given.get("labelled-by")
+    if name is None:
+        return Labeller.SVIRTD
+    if name != Labeller.LIBVIRT.value:
+        raise InvalidArgs(f"options: labelled-by {shown(name[:32])}; expected 'libvirt'")
+    if lifetime != Lifetime.RELEASE.value:
+        raise InvalidArgs("options: a VM of libvirt's has lifetime 'release': libvirt ends it")
+    if not given.get("uuid"):
+        raise InvalidArgs("options: labelled-by needs 'uuid', the UUID of libvirt's domain")
+    return Labeller.LIBVIRT
+
+
+def _categories(given: Mapping[str, Any]) -> str:
+    text = given.get("categories", "")
+    if text:
+        if "labelled-by" not in given:
+            raise InvalidArgs("options: 'categories' goes with 'labelled-by': svirtd gives others")
+        try:
+            parse_categories(text)
+        except ValueError as error:
+            raise InvalidArgs(f"options: categories: {error}") from None
+    return str(text)
 
 
 def _overrides(names: Sequence[str]) -> frozenset[Override]:

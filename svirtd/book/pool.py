@@ -130,7 +130,7 @@ def _next(
         permutation,
         _state(db),
         returned=(rank for (rank,) in db.execute("SELECT rank FROM returned ORDER BY seq")),
-        is_issued=lambda rank: _taken(db, rank) or _returned(db, rank),
+        is_issued=lambda rank: taken(db, rank) or _returned(db, rank),
         is_blocked=is_blocked,
         blocked_limit=blocked_limit,
     )
@@ -142,7 +142,7 @@ def claim(db: Database, permutation: Permutation, rank: int) -> None:
     Raises RankTaken if a VM of the book has it or it is in quarantine.
     """
     returned = _returned(db, rank)
-    after = core.claim(permutation, _state(db), rank, returned=returned, taken=_taken(db, rank))
+    after = core.claim(permutation, _state(db), rank, returned=returned, taken=taken(db, rank))
     if returned:
         db.execute("DELETE FROM returned WHERE rank = ?", [rank])
     db.execute("UPDATE pool SET returned = ?, ahead = ?", [after.returned, after.ahead])
@@ -279,7 +279,7 @@ def _state(db: Database) -> PoolState:
     )
 
 
-def _taken(db: Database, rank: int) -> bool:
+def taken(db: Database, rank: int) -> bool:
     owned = db.execute("SELECT 1 FROM vm WHERE rank = ?", [rank]).fetchone()
     return owned is not None or _suspected(db, rank)
 

@@ -139,6 +139,18 @@ def vm_by_pid(db: Database, pid: int) -> VM | None:
     return None if row is None else _vm(row)
 
 
+def vm_by_uuid(db: Database, uuid: str) -> VM | None:
+    """Return the VM that was given this UUID; libvirt's before others, then the oldest.
+
+    Looks at every VM: not for the way of a request.
+    """
+    row = db.execute(
+        f"SELECT {_VM_READ} FROM vm WHERE uuid = ? ORDER BY labeller DESC, created_us LIMIT 1",
+        [uuid],
+    ).fetchone()
+    return None if row is None else _vm(row)
+
+
 def vm_by_unit(db: Database, unit: str) -> VM | None:
     """Return the VM that runs as this unit."""
     row = db.execute(

@@ -3,7 +3,7 @@
 
 from svirtd.core.findings import Finding, FindingKind, Look
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import Hold
+from svirtd.core.model import VM, Hold, Labeller, State
 from svirtd.core.plan import UNLABELLED_TYPE, Rules
 
 PUT_BACK = "puts the label back"
@@ -26,6 +26,16 @@ def judge(hold: Hold, look: Look, rules: Rules) -> Finding | None:
         reason=reason,
         repair=_repair(look, rules),
     )
+
+
+def stands(vm: VM) -> bool:
+    """Say whether what a VM holds should carry its labels by now.
+
+    libvirt sets them only after the VM was entered, and gives the earlier ones back by itself.
+    """
+    if vm.labeller is Labeller.LIBVIRT:
+        return vm.state is State.RUNNING
+    return vm.state in (State.LABELLED, State.RUNNING)
 
 
 def may_put_back(finding: Finding) -> bool:

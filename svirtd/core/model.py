@@ -175,7 +175,10 @@ class ResourceRequest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What Acquire, Launch and Plan ask for, checked for form but not yet against the book."""
+    """What Acquire, Launch and Plan ask for, checked for form but not yet against the book.
+
+    `categories` are those that a VM which the book does not know has had elsewhere, and keeps.
+    """
 
     name: str
     resources: tuple[ResourceRequest, ...]
@@ -187,6 +190,7 @@ class Request:
     groups: tuple[str, ...] = ()
     level: str = ""
     labeller: Labeller = Labeller.SVIRTD
+    categories: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from svirtd.core.model import (
     Hold,
     Identity,
     Kind,
+    Labeller,
     Override,
     Seen,
     Snapshot,
@@ -47,10 +48,14 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """For whom a plan is made, and which rules somebody has lifted for it who may."""
+    """For whom a plan is made, and which rules somebody has lifted for it who may.
+
+    `labeller` is who will set the labels.
+    """
 
     uid: int
     overrides: frozenset[Override]
+    labeller: Labeller = Labeller.SVIRTD
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,7 @@ def _decide(
         if holds:
             _refuse_conflict(vm_id, asker.uid, seen, holds)
             # Shared with earlier holders: the label stays, the original is the first one's.
-            _refuse_foreign_change(asker.uid, seen, holds[0])
+            _refuse_foreign_change(asker, seen, holds[0])
             # By today's configuration it might be another label: the last holder looks for the one
             # that is there, and gives the original back only from that.
             first = holds[0]
@@ -237,9 +242,13 @@ def _refuse_group(seen: Seen, target: str) -> None:
         )
 
 
-def _refuse_foreign_change(caller_uid: int, seen: Seen, hold: Hold) -> None:
+def _refuse_foreign_change(asker: Asker, seen: Seen, hold: Hold) -> None:
+    # Another VM of libvirt's may be about to start: libvirt labels it a moment from now.
+    unlabelled = hold.original_known and seen.label == hold.original
+    if asker.labeller is Labeller.LIBVIRT and unlabelled:
+        return
     if seen.label != hold.label:
-        if caller_uid not in (0, hold.owner_uid):
+        if asker.uid not in (0, hold.owner_uid):
             raise ResourceRefused(
                 f"{seen.named} is held by a VM of another user, and somebody changed its label "
                 "since: have that VM released, or its label restored"

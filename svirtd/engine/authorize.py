@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from svirtd.core.groups import GroupView
-from svirtd.core.model import VM, Caller, Command
+from svirtd.core.model import VM, Caller, Command, Labeller, Request
 from svirtd.core.names import shown_to_judge
 from svirtd.engine.dialogs import Dialogs
 from svirtd.engine.object_manager import ObjectManager
@@ -224,6 +224,18 @@ class Authority:
         if action in MESSAGES:
             told["polkit.message"] = MESSAGES[action]
         return told
+
+
+def refuse_labeller(caller: Caller, request: Request) -> None:
+    """Raise AccessDenied for whoever says that somebody else labels a VM, and is not root.
+
+    svirtd sets nothing then, and the book has what it was told: only root's libvirt sets labels.
+    """
+    if caller.uid and request.labeller is not Labeller.SVIRTD:
+        raise AccessDenied(
+            f"uid {caller.uid} may not have VMs that {request.labeller.value} labels in the book; "
+            "that is for root's libvirt alone: leave 'labelled-by' out"
+        )
 
 
 def refuse_settings(caller: Caller, command: Command) -> None:

@@ -10,13 +10,23 @@ from dataclasses import replace
 from typing import Protocol
 
 from svirtd.book import groups as group_rows
-from svirtd.book import registry
+from svirtd.book import pool, registry
 from svirtd.book.connection import Database
 from svirtd.core import foreign, goals, levels, zones
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group, moment, over, refuse_member, refuse_second_writer
-from svirtd.core.mcs import format_categories, parse_context
-from svirtd.core.model import VM, Access, Caller, Contexts, Lifetime, Request, Seen, State
+from svirtd.core.mcs import format_categories, parse_categories, parse_context
+from svirtd.core.model import (
+    VM,
+    Access,
+    Caller,
+    Contexts,
+    Labeller,
+    Lifetime,
+    Request,
+    Seen,
+    State,
+)
 from svirtd.core.names import shown
 from svirtd.core.plan import Asker, Plan, Sets, plan
 from svirtd.core.pool import Permutation
@@ -61,7 +71,7 @@ def decide(
     Drift, VMExists, LimitsExceeded, PoolExhausted, NoSuchGroup, AccessDenied, WallConflict,
     InvalidArgs.
     """
-    known = _usable(db, request.name, caller)
+    known = _usable(db, request, caller)
     refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
     levels.refuse_outside(goal, levels.asked(request.level, doors.contexts.process))
     _refuse_over(seen)
@@ -73,7 +83,9 @@ def decide(
             "exactly its own level, categories included; with that of a group it could not write "
             "its own disk. Share with access 'public', at a level that each of the VMs dominates"
         )
-    if known is None:
+    if known is None and request.categories:
+        rank = _kept_rank(db, doors, request, others, draw)
+    elif known is None:
         rank = draw(db, doors.permutation, _blocked(doors, others), BLOCKED_LIMIT)
     else:
         rank = _own_rank(doors, known, others)
@@ -82,9 +94,13 @@ def decide(
     contexts = goal.contexts(doors.contexts)
     vm = _vm(contexts, caller, request, known, rank, sets)
     walls.refuse(db, doors, vm)
-    asker = Asker(caller.uid, request.overrides)
+    asker = Asker(caller.uid, request.overrides, request.labeller)
     snapshot = registry.snapshot(db, [one.identity for one in seen])
+    sets = _written(sets, request.labeller)
     decided = plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
+    if request.labeller is not Labeller.SVIRTD:
+        # Whoever starts the VM sets them, after this; one file has one writer.
+        decided = Plan(tuple(replace(one, step=None) for one in decided.decisions))
     if not doors.enforcement.levels and not _names_level(request):
         return known, vm, decided  # where there are no levels, nothing is at one
     process = parse_context(vm.process_context)
@@ -103,7 +119,8 @@ def _vm(
         goals.process_context(contexts, sets.pair, frozenset(sets.groups.values())),
         levels.asked(request.level, contexts.process),
     )
-    own = goals.resource_context(contexts, Access.EXCLUSIVE, sets.pair)
+    written = _written(sets, request.labeller).pair
+    own = goals.resource_context(contexts, Access.EXCLUSIVE, written)
     image = levels.beside(own, process)
     if known is None:
         return VM(
@@ -141,7 +158,19 @@ def _vm(
     )
 
 
-def _usable(db: Database, name: str, caller: Caller) -> VM | None:
+def _written(sets: Sets, labeller: Labeller) -> Sets:
+    """Return the sets as they are written on what a VM alone uses.
+
+    libvirt gives such a disk all categories of the VM's process: with one of a group, too. No other
+    member of the group has the pair in it.
+    """
+    if labeller is Labeller.SVIRTD:
+        return sets
+    return replace(sets, pair=sets.pair | frozenset(sets.groups.values()))
+
+
+def _usable(db: Database, request: Request, caller: Caller) -> VM | None:
+    name = request.name
     known = registry.vm_by_name(db, name)
     if known is not None and caller.uid not in (0, known.owner_uid):
         # Also one that holds nothing: its set, once known, must not become another user's.
@@ -149,6 +178,12 @@ def _usable(db: Database, name: str, caller: Caller) -> VM | None:
     if known is not None and not (known.persistent and known.state is State.RESERVED):
         raise VMExists(
             f"VM {name!r} exists and is {known.state.value}; release it first, or take another name"
+        )
+    if known is not None and request.labeller is Labeller.LIBVIRT and known.uuid != request.uuid:
+        # A copy of a domain's description has the label of the first, and must not get its set.
+        raise VMExists(
+            f"VM {name!r} is the domain with UUID {known.uuid or '(none)'}, not {request.uuid}; "
+            "if this one is a copy, give it a set of its own: svirtctl libvirt adopt"
         )
     return known
 
@@ -167,6 +202,28 @@ def _own_rank(doors: Doors, known: VM, others: OtherSets) -> int:
             "forget the VM to have it get others"
         )
     return known.rank
+
+
+def _kept_rank(db: Database, doors: Doors, request: Request, others: OtherSets, draw: Draw) -> int:
+    """Return the rank that a VM brings along from another host, if it is nobody's here."""
+    found = parse_categories(request.categories) - doors.config.group_categories
+    try:
+        rank = doors.shape.rank_of(found)
+    except ValueError as error:
+        raise InvalidArgs(
+            f"options: categories {request.categories} have no set in them that svirtd gives here "
+            f"([labels] private: {error}); leave them out to have the VM get another one"
+        ) from None
+    refusal = Drift(
+        f"the categories {format_categories(found)}, which VM {request.name!r} has where it comes "
+        "from, are somebody else's on this host (svirtctl owners, svirtctl foreign): adopt the "
+        "domain anew, so that it gets others"
+    )
+    if foreign.overlaps(doors.shape.categories_of(rank), others) or pool.taken(db, rank):
+        raise refusal
+    if draw is pool.draw_rank:
+        pool.claim(db, doors.permutation, rank)
+    return rank
 
 
 def _names_level(request: Request) -> bool:

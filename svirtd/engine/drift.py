@@ -22,7 +22,6 @@ from svirtd.host import processes
 # Somebody who sets a label again and again means it, or is broken: no fight without an end.
 _REPAIRS_MAX: Final = 5
 _REPAIRS_WITHIN_S: Final = 60.0
-_IN_USE: Final = (State.LABELLED, State.RUNNING)
 
 
 class Repair(enum.Enum):
@@ -139,9 +138,10 @@ class Drift:
 
 
 def _in_use(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
-    """Return who holds an object whose labels should stand: no operation on that VM is open."""
+    """Return who holds an object whose labels should stand: no operation on that VM is open, and
+    libvirt, where it labels, has come to it."""
     return [
         (vm, hold)
         for vm, hold in registry.holders_of(db, identity)
-        if vm.state in _IN_USE and not ledger.is_open(db, vm)
+        if drift.stands(vm) and not ledger.is_open(db, vm)
     ]

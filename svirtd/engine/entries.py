@@ -330,12 +330,14 @@ def set_failed(db: Database, vm: VM, reason: str) -> VM:
 
 def _reserved(vm: VM) -> VM:
     # Its groups' categories may be another group's by the time that somebody reads the context.
-    own = parse_context(vm.process_context)
+    own, image = parse_context(vm.process_context), parse_context(vm.image_context)
     if vm.groups:
         own = own.with_categories(parse_categories(vm.categories))
+        image = image.with_categories(parse_categories(vm.categories))
     return replace(
         vm,
         process_context=str(own),
+        image_context=str(image),
         state=State.RESERVED,
         reason="",
         unit="",

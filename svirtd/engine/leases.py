@@ -14,7 +14,8 @@ from svirtd.book import groups, registry
 from svirtd.book.store import Database
 from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.groups import AtEnd, Grant, GroupView, moment
-from svirtd.core.model import VM, Hold, Identity, State
+from svirtd.core.model import VM, Hold, Identity, Labeller, State
+from svirtd.engine import followed
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events, Listener
@@ -101,7 +102,7 @@ class Leases(Listener):
 
     async def _still_in(self, vm: VM, grant: Grant) -> None:
         # One that is failed waits for somebody, and is not tried again and again.
-        if grant.at_end is AtEnd.STOP and _is_up(vm):
+        if grant.at_end is AtEnd.STOP and _is_up(vm) and not await self._elsewhere(vm):
             await self._operations.release(vm, _CAUSE)
             return
         reason = f"it is in group {grant.group!r}, granted until {moment(grant.until_us)}"
@@ -113,7 +114,8 @@ class Leases(Listener):
             vm, holds = await self._doors.store.read(lambda db: _ended(db, name))
             if vm is None or not holds or not _is_up(vm):
                 return
-            if any(one.at_end is AtEnd.STOP for one in holds) or not await self._runs(vm):
+            stop = any(one.at_end is AtEnd.STOP for one in holds)
+            if (stop and not await self._elsewhere(vm)) or not await self._runs(vm):
                 await self._operations.release(vm, _CAUSE)
                 return
             for hold in holds:
@@ -122,8 +124,14 @@ class Leases(Listener):
                     reason = f"it holds this, leased until {moment(hold.until_us)}"
                     self._report(vm, hold.path, reason)
 
+    async def _elsewhere(self, vm: VM) -> bool:
+        """Say whether a VM runs that is libvirt's to end."""
+        return vm.labeller is Labeller.LIBVIRT and await followed.alive(self._doors, vm)
+
     async def _runs(self, vm: VM) -> bool:
         """Say whether a process of the VM is there; of one that somebody else starts, by label."""
+        if await self._elsewhere(vm):
+            return True
         if vm.unit:
             return await self._units.running(vm) is not None
         doors = self._doors

@@ -8,7 +8,7 @@ from svirtd.book.store import Database
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.model import VM, Caller, Counts, Hold
-from svirtd.core.names import shown
+from svirtd.core.names import check_uuid, shown
 from svirtd.engine.authorize import Action, sees
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
@@ -55,6 +55,15 @@ class Queries:
             vm = await self._vm_by_label(pid)
         if vm is None:
             raise NoSuchVM(f"process {pid} belongs to no VM")
+        return vm
+
+    async def vm_of_uuid(self, caller: Caller, uuid: str) -> VM:
+        """Return the VM that was given this UUID, the one that came first if there are several."""
+        await self._doors.authority.authorize(caller, Action.READ)
+        wanted = check_uuid(uuid)
+        vm = await self._doors.store.read(lambda db: registry.vm_by_uuid(db, wanted))
+        if vm is None or not sees(caller, vm):
+            raise NoSuchVM(f"no VM has the UUID {wanted}; see svirtctl list")
         return vm
 
     async def vms(self, caller: Caller) -> list[VM]:

@@ -9,9 +9,9 @@ import functools
 from dataclasses import replace
 
 from svirtd.book import ledger, registry
-from svirtd.core.model import VM, Operation, OperationKind, State
+from svirtd.core.model import VM, Labeller, Operation, OperationKind, State
 from svirtd.core.names import UNIT_PREFIX
-from svirtd.engine import apply, digests, entries
+from svirtd.engine import apply, digests, entries, followed
 from svirtd.engine.apply import Fate
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
@@ -62,6 +62,7 @@ class Recovery:
             reach(Point.SETTLE_AFTER)
         reach(Point.UNITS_BEFORE)
         await self._reconcile_units()
+        await self._reconcile_followed()
         await self._enter_again()
         reach(Point.CALLERS_BEFORE)
         await self._reconcile_callers()
@@ -90,11 +91,14 @@ class Recovery:
                     await self._try_settle(still)
 
     async def release_ended(self, vm: VM) -> bool:
-        """Release a VM whose unit has ended unnoticed; False if it had not, or could not be."""
+        """Release a VM whose unit, or process, has ended unnoticed; False if it had not, or could
+        not be."""
         try:
             async with self._operations.names.hold(vm.name):
                 now = await self._doors.store.read(lambda db: registry.current(db, vm))
                 if now is None or now.unit != vm.unit or await self._units.running(now):
+                    return False
+                if now.main_pid != vm.main_pid or await followed.alive(self._doors, now):
                     return False
                 await self._operations.release(now, _CAUSE)
         except SvirtError as error:
@@ -216,6 +220,21 @@ class Recovery:
     async def _reconcile_unit(self, vm: VM) -> None:
         if await self._units.running(vm) is None:
             await self._operations.release(vm, _CAUSE)
+
+    async def _reconcile_followed(self) -> None:
+        """Release what libvirt has ended meanwhile. One that it is about to start goes on."""
+        for vm in await self._doors.store.read(registry.active_vms):
+            if vm.labeller is not Labeller.LIBVIRT or vm.state is State.FAILED:
+                continue
+            if not self._rebooted and (
+                vm.state is State.LABELLED or await followed.alive(self._doors, vm)
+            ):
+                continue
+            try:
+                async with self._operations.names.hold(vm.name):
+                    await self._operations.release(vm, _CAUSE)
+            except SvirtError as error:
+                self._failed(vm.name, "release", error)
 
     async def _reconcile_callers(self) -> None:
         for vm in await self._doors.store.read(registry.caller_vms):

@@ -15,9 +15,9 @@ from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request, State
 from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
-from svirtd.engine import entries, goals, levels
+from svirtd.engine import entries, followed, goals, levels
 from svirtd.engine.again import until_done
-from svirtd.engine.authorize import About, Action, refuse_settings
+from svirtd.engine.authorize import About, Action, refuse_labeller, refuse_settings
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Launching
@@ -116,6 +116,7 @@ class Requests:
     async def release(self, caller: Caller, name: str, id_: str) -> None:
         """Stop the VM's unit and give every resource its earlier label back."""
         async with self._owned(caller, Action.RELEASE, name, id_) as vm:
+            await followed.refuse_running(self._doors, vm)
             await self._operations.release(vm, Cause("release", caller.uid))
 
     async def forget(self, caller: Caller, name: str, id_: str) -> None:
@@ -168,6 +169,7 @@ class Requests:
         user: str = "",
         command: Sequence[str] = (),
     ) -> None:
+        refuse_labeller(caller, request)
         about = About(request.name, [one.named for one in request.resources], user, command)
         await self._doors.authority.authorize(caller, action, about=about)
 

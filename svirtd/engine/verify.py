@@ -13,7 +13,8 @@ from typing import Final
 from svirtd.book import groups, pool, registry
 from svirtd.core import foreign
 from svirtd.core.findings import Finding, FindingKind
-from svirtd.core.model import VM, Caller, Process, State
+from svirtd.core.model import VM, Caller, Labeller, Process, State
+from svirtd.engine import followed
 from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.engine.drift import Drift, Repair
@@ -127,14 +128,18 @@ class Verify:
 
     async def _unit(self, vm: VM, repair: Repair) -> list[Finding]:
         """A unit that has ended is noticed when it ends; this is for what was not noticed."""
-        if not vm.unit or vm.state is not State.RUNNING:
+        if vm.state is not State.RUNNING:
             return []
-        if await self._units.running(vm) is not None:
+        if vm.labeller is Labeller.LIBVIRT:
+            there = await followed.alive(self._doors, vm)
+        else:
+            there = not vm.unit or await self._units.running(vm) is not None
+        if there:
             return []
         finding = Finding(
             kind=FindingKind.ENDED,
             vm_name=vm.name,
-            path=vm.unit,
+            path=vm.unit or f"/proc/{vm.main_pid}",
             expected=vm.process_context,
             found="",
             reason="the book says that it runs, and it does not run under the VM's label",

@@ -154,6 +154,10 @@ DEFENCES: Final[dict[str, Defence]] = {
         "svirtctl escapes what does not print",
         (("svirtd.ctl.render", "shown", lambda _: str),),
     ),
+    "only root's libvirt labels instead of svirtd": Defence(
+        "labelled-by is root's: svirtd sets nothing then, and believes that somebody does",
+        (("svirtd.engine.authorize", "refuse_labeller", _always(None)),),
+    ),
     "a caller's VM ends with the caller": Defence(
         "lifetime 'caller': the bus says when it has left",
         (("svirtd.engine.requests", "Requests._caller_gone", lambda _: _nothing),),

@@ -27,7 +27,7 @@ def _handlers() -> dict[tuple[str, str], Any]:
     # The table is made without asking anything of what the handlers will work with.
     nothing = cast("Any", None)
     groups = GroupObjects(nothing)
-    made = Objects(nothing, nothing, nothing, nothing, nothing, groups, nothing, nothing)
+    made = Objects(nothing, nothing, nothing, nothing, nothing, groups, nothing, nothing, nothing)
     return dict(made.handlers())
 
 

@@ -124,8 +124,9 @@ def test_option_keys_are_those_that_are_read() -> None:
     with pytest.raises(InvalidArgs) as launch_refused:
         wire.read_launch("a", ["/bin/true"], [], unknown, [], 4096)
     text = sources.section(sources.page("org.svirt1.5"), "OPTIONS")
-    common, _, launch_only = text.partition(".Fn Launch\nalone:")
-    assert _dictionary(common) == _known_keys(refused.value.text)
+    rest, _, launch_only = text.partition(".Fn Launch\nalone:")
+    common, _, acquire_only = rest.partition(".Fn Plan\nalone:")
+    assert _dictionary(common) | _dictionary(acquire_only) == _known_keys(refused.value.text)
     assert _dictionary(common) | _dictionary(launch_only) == _known_keys(launch_refused.value.text)
 
 
