@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 #
 #   make                  builds what is built: the policy module, and the libraries that are shipped
-#   make install DESTDIR= installs the daemon, its client, units, D-Bus files, policy and manual pages
+#   make install DESTDIR= installs the daemon, its client, units, D-Bus files, policy, manual pages and
+#                         examples
 #   make deb              builds build/svirtd_VERSION_all.deb
 #
 # Needs make, the policy's development files (selinux-policy-dev), and pip; "make deb" debhelper too.
@@ -12,6 +13,7 @@ bindir ?= $(prefix)/bin
 libdir ?= $(prefix)/lib/svirtd
 datadir ?= $(prefix)/share
 mandir ?= $(datadir)/man
+docdir ?= $(datadir)/doc/svirtd
 sysconfdir ?= /etc
 unitdir ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
@@ -77,16 +79,19 @@ install: all
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages $(module) policy/svirtd_class.cil
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/packages/mls $(module_mls)
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/selinux/devel/include/contrib policy/svirtd.if
+	$(INSTALL) -D -m 755 -t $(DESTDIR)$(docdir)/examples examples/*
 	for page in man/*.[0-9]; do \
 		$(INSTALL) -D -m 644 -t $(DESTDIR)$(mandir)/man$${page##*.} $$page || exit; \
 	done
 
 # In a copy of the tree, with the libraries fetched before: the build itself needs no network.
-$(deb): $(vendor) $(modules) $(wildcard dbus/* man/* units/* policy/* packaging/* packaging/debian/*) \
+$(deb): $(vendor) $(modules) $(wildcard dbus/* examples/* man/* units/* policy/*) \
+		$(wildcard packaging/* packaging/debian/*) \
 		Makefile pyproject.toml README.md NEWS
 	rm -rf build/deb
 	mkdir -p build/deb/svirtd/build
-	cp -pR Makefile pyproject.toml README.md NEWS svirtd dbus man units policy packaging build/deb/svirtd
+	cp -pR Makefile pyproject.toml README.md NEWS svirtd dbus examples man units policy packaging \
+		build/deb/svirtd
 	cp -pR build/vendor build/deb/svirtd/build
 	cp -pR packaging/debian build/deb/svirtd/debian
 	cd build/deb/svirtd && dpkg-buildpackage --build=all --no-sign --unsigned-changes >../log 2>&1 \

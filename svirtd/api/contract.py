@@ -44,7 +44,7 @@ _HEAD = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """One interface of the contract: signatures of its members, and its text."""
+    """One interface of the contract: signatures of its members, and its text with what is above."""
 
     name: str
     methods: Mapping[str, tuple[str, str]]
@@ -63,9 +63,8 @@ def load() -> dict[str, Interface]:
         except ValueError as error:
             raise StartError(f"the contract file {file} is broken: {error}") from error
         for name, (methods, signals, properties) in parsed.items():
-            match = re.search(
-                rf'  <interface name="{re.escape(name)}">.*?</interface>\n', text, re.S
-            )
+            interface = rf'  <interface name="{re.escape(name)}">.*?</interface>\n'
+            match = re.search(rf"(  <!--((?!-->).)*-->\n)?{interface}", text, re.S)
             if match is None:
                 raise StartError(f"the contract file {file} has no text for {name}")
             found[name] = Interface(name, methods, signals, properties, match[0])

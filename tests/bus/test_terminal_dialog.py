@@ -2,13 +2,10 @@
 """svirtctl of an ordinary user on a terminal: polkit's own agent asks there, and nowhere else."""
 
 import os
-import pty
-import select
 import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,6 +13,7 @@ import pytest
 from svirtd.ctl.failures import Exit
 from tests.sandbox.accounts import BEN
 from tests.support import DEADLINE_S, Client, Daemon
+from tests.terminal import Terminal
 
 # The source tree is read before root's rights are dropped: another user may not be able to.
 _AS_BEN = f"""
@@ -25,47 +23,9 @@ sys.exit(svirtd.ctl.main.run(sys.argv[1:]))
 """
 
 
-class Terminal:
+def svirtctl(*arguments: str) -> Terminal:
     """svirtctl as Ben on a terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.pid, self.fd = pty.fork()
-        self.seen = b""
-        if self.pid == 0:
-            # The sandbox has no sessions, whatever the tester's own terminal is.
-            os.environ.pop("XDG_SESSION_ID", None)
-            os.execv(sys.executable, [sys.executable, "-c", _AS_BEN, *arguments])
-
-    def read_until(self, text: bytes) -> None:
-        """Wait until this has been shown."""
-        end = time.monotonic() + DEADLINE_S
-        while text not in self.seen:
-            assert time.monotonic() < end, self.seen
-            if select.select([self.fd], [], [], 0.1)[0]:
-                try:
-                    self.seen += os.read(self.fd, 65536)
-                except OSError as error:
-                    raise AssertionError(f"it has ended: {self.seen!r}") from error
-
-    def ended(self) -> int:
-        """Its exit code."""
-        end = time.monotonic() + DEADLINE_S
-        while True:
-            if select.select([self.fd], [], [], 0.1)[0]:
-                try:
-                    self.seen += os.read(self.fd, 65536)
-                except OSError:  # nobody has the other side any more
-                    return self.close()
-            assert time.monotonic() < end, self.seen
-
-    def close(self) -> int:
-        """End it if need be."""
-        if self.pid:
-            os.close(self.fd)
-            _, status = os.waitpid(self.pid, 0)
-            self.pid = 0
-            return os.waitstatus_to_exitcode(status)
-        return 0
+    return Terminal([sys.executable, "-c", _AS_BEN, *arguments])
 
 
 @pytest.fixture
@@ -77,13 +37,13 @@ def vm(daemon: Daemon, client: Client) -> Iterator[str]:
 
 
 def test_asked_on_the_terminal(client: Client, vm: str) -> None:
-    terminal = Terminal("release", vm)
+    terminal = svirtctl("release", vm)
     try:
-        terminal.read_until(b"Password: ")
-        shown = b"'ben' (uid 60002) to end the virtual machine 'roots' of 'root' (uid 0)"
-        assert shown in terminal.seen.replace(b"\r\n", b"\n"), terminal.seen
-        os.write(terminal.fd, b"\x03")  # Ctrl-C
-        terminal.read_until(b"svirtctl: interrupted")
+        terminal.until("Password: ")
+        shown = "'ben' (uid 60002) to end the virtual machine 'roots' of 'root' (uid 0)"
+        assert shown in terminal.text()
+        terminal.type("\x03")
+        terminal.until("svirtctl: interrupted")
         # What is typed now is seen again.
         assert termios.tcgetattr(terminal.fd)[3] & termios.ECHO
         assert terminal.ended() == Exit.INTERRUPTED
@@ -93,11 +53,11 @@ def test_asked_on_the_terminal(client: Client, vm: str) -> None:
 
 
 def test_nobody_is_asked_where_that_is_not_wanted(client: Client, vm: str) -> None:
-    terminal = Terminal("--no-ask-password", "release", vm)
+    terminal = svirtctl("--no-ask-password", "release", vm)
     try:
         assert terminal.ended() == Exit.PERMISSION
-        assert b"unless an administrator authenticates" in terminal.seen
-        assert b"Password" not in terminal.seen
+        assert "unless an administrator authenticates" in terminal.text()
+        assert "Password" not in terminal.text()
     finally:
         terminal.close()
     assert client.vms() == {vm: "reserved"}
@@ -119,18 +79,18 @@ def test_without_a_terminal_polkit_is_left_to_find_somebody(client: Client, vm: 
 
 def test_no_agent_for_what_one_may(daemon: Daemon) -> None:
     for arguments in (["list"], ["acquire", "bens"], ["release", "bens"]):
-        terminal = Terminal(*arguments)
+        terminal = svirtctl(*arguments)
         try:
-            assert terminal.ended() == 0, terminal.seen
+            assert terminal.ended() == 0, terminal.text()
         finally:
             terminal.close()
-        assert b"AUTHENTICATING" not in terminal.seen
+        assert "AUTHENTICATING" not in terminal.text()
 
 
 def test_the_agents_process_ends_with_the_call(client: Client, vm: str) -> None:
-    terminal = Terminal("release", vm)
+    terminal = svirtctl("release", vm)
     try:
-        terminal.read_until(b"Password: ")
+        terminal.until("Password: ")
         found = subprocess.run(
             ["pgrep", "-u", str(BEN.uid), "-x", "pkttyagent"],
             capture_output=True,

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The XML contract by itself, and as the daemon reads it."""
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Final
 
@@ -92,6 +94,25 @@ def test_a_file_holds_the_one_interface_that_it_is_named_after(file: Path) -> No
     assert found == [file.stem]
 
 
+def test_glib_reads_the_same_contract() -> None:
+    """By its own parser, as gdbus, its code generator and every program with GLib do."""
+    script = (
+        "import sys; from gi.repository import Gio\n"
+        "for one in sys.argv[1:]:\n"
+        "    for each in Gio.DBusNodeInfo.new_for_xml(open(one).read()).interfaces:\n"
+        "        for kind in (each.methods, each.signals, each.properties):\n"
+        "            print(*(f'{each.name}.{member.name}' for member in kind), sep='\\n')\n"
+    )
+    said = subprocess.run(
+        ["/usr/bin/python3", "-c", script, *_FILES], capture_output=True, text=True, check=True
+    )
+    assert set(said.stdout.split()) == {
+        f"{name}.{member.name}"
+        for name, members in sources.interfaces().items()
+        for member in members
+    }
+
+
 def test_the_daemon_reads_the_same_contract() -> None:
     read = {
         (name, kind, member): signature
@@ -118,4 +139,5 @@ def test_the_text_that_is_served_has_the_comments(name: str) -> None:
     text = contract.load()[name].text
     source = (sources.DBUS / f"{name}.xml").read_text("utf-8")
     assert text in source
-    assert "<!--" in text
+    # The one about the interface, which says what keys there are, too.
+    assert re.match(rf"  <!--\s+{name}: ", text)

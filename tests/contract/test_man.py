@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The manual pages: clean, and saying what the contract, the errors and the log say."""
 
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from svirtd.api import wire
+from svirtd.api import objects, wire
 from svirtd.core.findings import FindingKind
 from svirtd.errors import InvalidArgs, bus_errors
 from svirtd.host.bus import Variant
@@ -147,6 +148,16 @@ def test_unit_properties_are_those_that_may_be_set() -> None:
         wrong = Variant("b", True)
         with pytest.raises(InvalidArgs, match=f"{name} has type 'b', expected '{signature}'"):
             _launch_properties({name: wrong})
+
+
+def test_features_are_named_wherever_they_are_explained() -> None:
+    source = inspect.getsource(objects._standing)
+    features = set(re.findall(r'"([a-z][a-z-]{2,})"', source))
+    assert "launch" in features
+    page = sources.section(sources.page("org.svirt1.5"), "MANAGER OBJECT", "Properties")
+    xml = (sources.DBUS / "org.svirt1.Manager.xml").read_text("utf-8")
+    assert {one for one in features if not re.search(rf"^\.Ql {one}\b", page, re.M)} == set()
+    assert {one for one in features if f'"{one}"' not in xml} == set()
 
 
 def test_contract_comment_names_the_same_keys() -> None:

@@ -42,6 +42,8 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/share/dbus-1/interfaces/org.svirt1.VM.xml",
         "usr/share/dbus-1/system-services/org.svirt1.service",
         "usr/share/dbus-1/system.d/org.svirt1.conf",
+        "usr/share/doc/svirtd/examples/busctl.sh",
+        "usr/share/doc/svirtd/examples/isolated-vm.py",
         "usr/share/man/man1/svirtctl.1",
         "usr/share/man/man5/org.svirt1.5",
         "usr/share/man/man5/svirtd.toml.5",

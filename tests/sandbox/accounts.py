@@ -8,8 +8,9 @@
 
 Ann and Ben are members of the group svirt, to which the project's own polkit rule gives both. In
 the sandbox nobody is logged in at the machine, so everybody else has polkit's answer for "any": an
-administrator must authenticate. A home is in the sandbox's state folder, mode 0700, and ends with
-it. pytest's folders are root's: what a user must reach belongs into its home.
+administrator must authenticate. That is root, with ROOT_PASSWORD in the sandbox. A home is in its
+state folder, mode 0700, and ends with it. pytest's folders are root's: what a user must reach
+belongs into its home.
 """
 
 import os
@@ -19,6 +20,12 @@ from pathlib import Path
 from tests.sandbox import kernel
 
 SVIRT_GID = 60000
+ROOT_PASSWORD = "opens the sandbox"
+# By "openssl passwd -6".
+_ROOT_SHADOW = (
+    "root:$6$sandbox$pl.NB5zCXxiczv7rTNbcdznR0ThPhCitDpNuYHsRtqxl0qBVGOYwiOS1gB3LW5g1BEu1anRpFEVdn6"
+    "LjSusHM.:20000:0:99999:7:::"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +63,13 @@ def install(state: Path) -> None:
         groups.append(f"{one.name}:x:{one.gid}:")
     _cover(state, Path("/etc/passwd"), users)
     _cover(state, Path("/etc/group"), groups)
+    _cover(state, Path("/etc/shadow"), [_ROOT_SHADOW], mode=0o600)
 
 
-def _cover(state: Path, file: Path, own: list[str]) -> None:
+def _cover(state: Path, file: Path, own: list[str], mode: int = 0o644) -> None:
     """Put lines of ours before the host's, where a name or number is found first."""
     copy = state / file.name
+    copy.touch(mode)
+    copy.chmod(mode)
     copy.write_text("\n".join([*own, file.read_text()]))
-    copy.chmod(0o644)
     kernel.bind(str(copy), str(file))
