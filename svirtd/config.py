@@ -34,6 +34,15 @@ _RELABEL_FROM: Final = (
     "unlabeled_t",
 )
 
+# Devices that are made for somebody to use: what a USB port has, a VFIO group, a SCSI device, a
+# macvtap. Never one that is the host's own (memory, disks, terminals).
+_RELABEL_DEVICES_FROM: Final = (
+    "usb_device_t",
+    "vfio_device_t",
+    "scsi_generic_device_t",
+    "tun_tap_device_t",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -73,6 +82,7 @@ class Config:
     image_context: Context | None = None
     content_context: Context | None = None
     relabel_from: frozenset[str] = frozenset(_RELABEL_FROM)
+    relabel_devices_from: frozenset[str] = frozenset(_RELABEL_DEVICES_FROM)
     goals_directory: str = "/etc/svirtd/goals.d"
     slice: str = "machine.slice"
     start_timeout_s: int = 30
@@ -176,6 +186,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("labels", "image-context"): ("image_context", _context),
     ("labels", "content-context"): ("content_context", _context),
     ("labels", "relabel-from"): ("relabel_from", _types),
+    ("labels", "relabel-devices-from"): ("relabel_devices_from", _types),
     ("goals", "directory"): ("goals_directory", _absolute),
     ("launch", "slice"): ("slice", _slice),
     ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
@@ -307,6 +318,7 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
     live = replace(
         old,
         relabel_from=new.relabel_from,
+        relabel_devices_from=new.relabel_devices_from,
         goals_directory=new.goals_directory,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,

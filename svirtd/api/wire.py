@@ -13,7 +13,9 @@ from svirtd.core.levels import parse_sensitivities
 from svirtd.core.mcs import parse_categories
 from svirtd.core.model import (
     Access,
+    Backing,
     Command,
+    Format,
     Labeller,
     Lifetime,
     Override,
@@ -38,6 +40,8 @@ _WRITERS: Final = {one.value: one for one in Writers}
 _AT_ENDS: Final = {one.value: one for one in AtEnd}
 # The first moment of the year 10000, in UTC: later ones cannot be written down.
 _UNTIL_MAX_US: Final = 253_402_300_800_000_000 - 1
+_FORMATS: Final = {one.value: one for one in Format}
+_BACKINGS: Final = {one.value: one for one in Backing}
 _OVERRIDES: Final = {override.value: override for override in Override}
 
 
@@ -262,8 +266,6 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
     given = typed(what, values, _RESOURCE)
     path, index = given.get("path"), given.get("fd")
     access, form = given.get("access", goal.default_access.value), given.get("format", "raw")
-    if "backing" in given:
-        raise NotSupported(f"{what}: 'backing' is not supported by this version")
     if given.get("recursive", False):
         raise NotSupported(f"{what}: directory trees are not supported by this version")
     if (path is None) == (index is None):
@@ -272,10 +274,10 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
     if access not in _ACCESSES:
         raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {choice(_ACCESSES)}")
-    if form != "raw":
-        raise NotSupported(
-            f"{what}: format {form[:32]!r} is not supported by this version; 'raw' labels the "
-            "file as it is, without looking for files behind it"
+    if form not in _FORMATS:
+        raise InvalidArgs(
+            f"{what}: format {form[:32]!r}; expected {choice(_FORMATS)} ('raw' labels the file as "
+            "it is, without looking for files behind it)"
         )
     fd = None
     if index is not None:
@@ -285,16 +287,34 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
     group = check_group_name(given["group"]) if "group" in given else ""
     if access == Access.GROUP and not group:
         raise InvalidArgs(f"{what}: access 'group' needs 'group', the name of the group")
-    if group and access not in (Access.GROUP, Access.READONLY):
+    backing = _backing(what, given, goal)
+    below = backing is Backing.GROUP
+    if below and not group:
+        raise InvalidArgs(f"{what}: backing 'group' needs 'group', the name of the group")
+    if group and access not in (Access.GROUP, Access.READONLY) and not below:
         raise InvalidArgs(f"{what}: 'group' goes with access 'group' or 'readonly', not {access!r}")
     until_us, at_end = _lease(what, given)
     terms = Terms(
         id=check_resource_id(given["id"]) if "id" in given else "",
-        group=group,
+        group=group if access in (Access.GROUP, Access.READONLY) else "",
         level=_level(what, given.get("level", ""), ranges=False),
         until_us=until_us,
         at_end=at_end,
+        format=_FORMATS[form],
+        backing=backing,
+        backing_group=group if below else "",
     )
     return ResourceRequest(
         None if path is None else absolute(what, path), fd, _ACCESSES[access], terms
     )
+
+
+def _backing(what: str, given: Mapping[str, Any], goal: Goal) -> Backing:
+    """Read how files under an image are labelled: for every VM, unless the goal allows no such."""
+    default = Backing.PUBLIC if Access.PUBLIC in goal.accesses else Backing.PRIVATE
+    value = given.get("backing", default.value)
+    if value not in _BACKINGS:
+        raise InvalidArgs(f"{what}: backing {value[:32]!r}; expected {choice(_BACKINGS)}")
+    if "backing" in given and given.get("format") != Format.QCOW2.value:
+        raise InvalidArgs(f"{what}: 'backing' goes with format 'qcow2', which has files under it")
+    return _BACKINGS[value]

@@ -331,8 +331,8 @@ def _with_vms(db: Database, holds: Sequence[Hold]) -> list[tuple[VM, Hold]]:
     return [(vm, hold) for vm, hold in found if vm is not None]
 
 
-def snapshot(db: Database, identities: Sequence[Identity]) -> Snapshot:
-    """Return what the book says about these objects."""
+def snapshot(db: Database, identities: Sequence[Identity], devices: Sequence[int] = ()) -> Snapshot:
+    """Return what the book says about these objects, and about the devices of these numbers."""
     held: dict[Identity, list[Hold]] = {}
     for start in range(0, len(identities), _OBJECTS_AT_ONCE):
         some = identities[start : start + _OBJECTS_AT_ONCE]
@@ -343,4 +343,11 @@ def snapshot(db: Database, identities: Sequence[Identity]) -> Snapshot:
         ):
             hold = _hold(row)
             held.setdefault(hold.identity, []).append(hold)
-    return Snapshot(held)
+    by_device = {
+        device: [
+            _hold(row)
+            for row in db.execute(f"{_HOLD} WHERE h.device <> 0 AND h.device = ?", [device])
+        ]
+        for device in devices
+    }
+    return Snapshot(held, by_device)

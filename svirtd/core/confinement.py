@@ -10,19 +10,21 @@ from typing import Final, assert_never
 
 from svirtd.core.goals import Goal, Network
 
+# "block" or "char", major and minor number, and whether the VM may write.
+Node = tuple[str, int, int, bool]
 Properties = tuple[tuple[str, str, object], ...]
 
 # What a goal alone may say about a unit; api/wire.py has none of them on its white list.
 BOUNDS: Final = frozenset({"PrivateNetwork", "NetworkNamespacePath", "DevicePolicy", "DeviceAllow"})
 
 
-def properties(goal: Goal, namespace: str, disks: Sequence[tuple[int, int, bool]]) -> Properties:
+def properties(goal: Goal, namespace: str, nodes: Sequence[Node]) -> Properties:
     """Return the unit's properties (name, signature, value).
 
-    `namespace` is the network namespace of the VM's zone, empty if it is in none. `disks` are the
-    block devices among its resources: major, minor, and whether it may write.
+    `namespace` is the network namespace of the VM's zone, empty if it is in none. `nodes` are the
+    devices among its resources.
     """
-    return (*_network(goal.network, namespace), *_devices(goal.devices, disks))
+    return (*_network(goal.network, namespace), *_devices(goal.devices, nodes))
 
 
 def _network(network: Network, namespace: str) -> Properties:
@@ -39,10 +41,13 @@ def _network(network: Network, namespace: str) -> Properties:
             assert_never(network)
 
 
-def _devices(allowed: Sequence[str] | None, disks: Sequence[tuple[int, int, bool]]) -> Properties:
+def _devices(allowed: Sequence[str] | None, resources: Sequence[Node]) -> Properties:
     if allowed is None:
         return ()
     nodes = [[path, "rw"] for path in allowed]
     # By number: the path of a node is somebody's to exchange.
-    nodes += [[f"/dev/block/{major}:{minor}", "rw" if w else "r"] for major, minor, w in disks]
+    nodes += [
+        [f"/dev/{kind}/{major}:{minor}", "rw" if writes else "r"]
+        for kind, major, minor, writes in resources
+    ]
     return (("DevicePolicy", "s", "closed"), ("DeviceAllow", "a(ss)", nodes))

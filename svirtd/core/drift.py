@@ -4,7 +4,8 @@
 from svirtd.core.findings import Finding, FindingKind, Look
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Hold, Labeller, State
-from svirtd.core.plan import UNLABELLED_TYPE, Rules
+from svirtd.core.nodes import is_character
+from svirtd.core.rules import UNLABELLED_TYPE, Rules
 
 PUT_BACK = "puts the label back"
 _LEFT_ALONE = "nothing: "
@@ -24,7 +25,7 @@ def judge(hold: Hold, look: Look, rules: Rules) -> Finding | None:
         expected=hold.label,
         found=look.label or "",
         reason=reason,
-        repair=_repair(look, rules),
+        repair=_repair(look, rules, character=is_character(hold.device)),
     )
 
 
@@ -43,10 +44,10 @@ def may_put_back(finding: Finding) -> bool:
     return finding.repair == PUT_BACK
 
 
-def _repair(look: Look, rules: Rules) -> str:
+def _repair(look: Look, rules: Rules, *, character: bool) -> str:
     match look.problem:
         case None:
-            why = _why_not(look.label, rules)
+            why = _why_not(look.label, rules, character=character)
             return _LEFT_ALONE + why if why else PUT_BACK
         case FindingKind.MISSING:
             return (
@@ -64,7 +65,7 @@ def _repair(look: Look, rules: Rules) -> str:
             return _LEFT_ALONE + "mend what keeps svirtd from the file"
 
 
-def _why_not(label: str | None, rules: Rules) -> str:
+def _why_not(label: str | None, rules: Rules, *, character: bool) -> str:
     """Say why a label that somebody else set is left as it is; empty if it may be replaced.
 
     The rule is that of a first labelling. What `restorecon` sets is a plain type of the list. A
@@ -81,6 +82,7 @@ def _why_not(label: str | None, rules: Rules) -> str:
         found, categories = context.type, context.categories
     if categories:
         return "its label has categories, another VM may be using it; end that VM's use first"
-    if found not in rules.relabel_from:
-        return f"type {found} is not in [labels] relabel-from; release the VM, or chcon it back"
+    if not rules.may_take(found, character=character):
+        key = "relabel-devices-from" if character else "relabel-from"
+        return f"type {found} is not in [labels] {key}; release the VM, or chcon it back"
     return ""

@@ -172,6 +172,11 @@ def _placed(decision: Decision, process: Range, enforced: bool) -> Decision:
         why = f"another VM holds it at {target.range}, so that it cannot be at {wanted} as well"
     if not why and not held and seen.label is not None:
         why = movement(parse_context(seen.label).range, target.range, seen.access)
+    if not why and decision.stays and str(target) != seen.label:
+        why = (
+            f"it carries {seen.label}, which cannot be changed for this VM, and at its level it "
+            f"would be {target}"
+        )
     if not why and enforced:
         why = obstacle(process, target.range, seen.access)
     if why:

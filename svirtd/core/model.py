@@ -5,6 +5,7 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from svirtd.core.filesystems import Mount
 from svirtd.core.groups import AtEnd
 from svirtd.core.mcs import Context
 
@@ -136,8 +137,9 @@ class Terms:
     for the VM's own. `until_us`: when the VM is to lose it (0: never), and `at_end` how. `takes`:
     the id of the resource over which it is the overlay. `reads`: what the access lets others write
     is only read by this VM, whose domain writes none of it. `format` and `backing` say what lies
-    under it; `part_of` is the id of the resource under which it lies itself. `recursive`: a
-    directory with all that is in it.
+    under it, `backing_group` whose that is; `part_of` is the id of the resource under which it lies
+    itself, and `below` the image that named it: not the caller did. `recursive`: a directory with
+    all that is in it.
     """
 
     id: str = ""
@@ -149,7 +151,9 @@ class Terms:
     reads: bool = False
     format: Format = Format.RAW
     backing: Backing = Backing.PUBLIC
+    backing_group: str = ""
     part_of: str = ""
+    below: str = ""
     recursive: bool = False
 
 
@@ -165,7 +169,8 @@ class ResourceRequest:
     @property
     def named(self) -> str:
         """The resource in the caller's words, for messages."""
-        return self.path if self.path is not None else "the passed descriptor"
+        own = self.path if self.path is not None else "the passed descriptor"
+        return f"{own} (which {self.terms.below} lies over)" if self.terms.below else own
 
     @property
     def opens(self) -> Access:
@@ -221,7 +226,7 @@ class Seen:
     setid: bool
     label: str | None
     owner_uid: int
-    file_system: str
+    mount: Mount
     terms: Terms = Terms()
     device: int = 0
 
@@ -374,6 +379,8 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What the book says about the objects that a request names."""
+    """What the book says about the objects that a request names, and about the devices behind them,
+    whatever node they were held by."""
 
     holds: Mapping[Identity, Sequence[Hold]] = field(default_factory=dict)
+    devices: Mapping[int, Sequence[Hold]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from svirtd.core.goals import Goal, Written
-from svirtd.core.model import ResourceRequest, Seen
+from svirtd.core.model import Format, ResourceRequest, Seen
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, ResourceRefused
 
@@ -45,8 +45,8 @@ class Overlay:
     length: int
 
 
-def empty(backing: str, size: int) -> Overlay:
-    """Return an empty overlay over the raw image at `backing`, of `size` bytes.
+def empty(backing: str, size: int, form: Format = Format.RAW) -> Overlay:
+    """Return an empty overlay over the image at `backing`, whose disk has `size` bytes.
 
     Raises ResourceRefused for what the format cannot hold.
     """
@@ -61,7 +61,8 @@ def empty(backing: str, size: int) -> Overlay:
     if entries > _ENTRIES_MAX:
         raise ResourceRefused(f"{backing} is too large for an overlay ({size} bytes)")
     clusters = _TABLE_AT + -(-entries * 8 // _CLUSTER)
-    extension = struct.pack(">II8s", _BACKING_FORMAT, 3, b"raw") + bytes(8)
+    said = form.value.encode()
+    extension = struct.pack(">II8s", _BACKING_FORMAT, len(said), said) + bytes(8)
     header = _HEADER.pack(
         *(b"QFI\xfb", 3, _HEADER.size + len(extension), len(name), _CLUSTER_BITS, size, 0),
         *(entries, _TABLE_AT * _CLUSTER, _COUNTS_AT * _CLUSTER, 1, 0, 0, 0, 0, 0, 4, _HEADER.size),

@@ -1,61 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Request and snapshot in, plan out: what will be labelled and what is refused. Pure.
 
-This is the one place that decides whether an object may be labelled for a VM. The order of the
-rules is part of the contract: whose an object is comes first, and who holds it is said before what
-is wrong with it.
+This is the one place that decides whether an object may be labelled for a VM, by the rules of
+core/rules.py. Their order is part of the contract: whose an object is comes first, and who holds it
+is said before what is wrong with it.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from svirtd.core.filesystems import problem
+from svirtd.core import rules as about
+from svirtd.core.filesystems import Labels
 from svirtd.core.goals import Goal, resource_context
-from svirtd.core.mcs import Context, format_categories, parse_context
-from svirtd.core.model import (
-    Access,
-    Contexts,
-    Hold,
-    Identity,
-    Kind,
-    Labeller,
-    Override,
-    Seen,
-    Snapshot,
-    Step,
-)
-from svirtd.core.names import shown
+from svirtd.core.model import Access, Contexts, Hold, Identity, Labeller, Seen, Snapshot, Step
+from svirtd.core.rules import Asker, Rules
 from svirtd.errors import InvalidArgs, ResourceBusy, ResourceRefused, SvirtError
-
-# An object without a label is what the kernel shows as this type on a system with SELinux.
-UNLABELLED_TYPE = "unlabeled_t"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the configuration says about objects: the types that svirtd may take a file from.
-
-    `private` are the categories that private sets of `size` are drawn from, `groups` those that
-    groups may own.
-    """
-
-    relabel_from: frozenset[str]
-    private: frozenset[int]
-    size: int
-    groups: frozenset[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Asker:
-    """For whom a plan is made, and which rules somebody has lifted for it who may.
-
-    `labeller` is who will set the labels.
-    """
-
-    uid: int
-    overrides: frozenset[Override]
-    labeller: Labeller = Labeller.SVIRTD
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +27,10 @@ class Sets:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happens to one resource: a step (None if its label is right already), or a refusal."""
+    """What happens to one resource: a step (None if its label is right already), or a refusal.
+
+    `stays`: its label is right as it is, and nobody may change it for this VM.
+    """
 
     seen: Seen
     target: str
@@ -76,6 +38,7 @@ class Decision:
     step: Step | None
     refusal: SvirtError | None
     original_known: bool = True
+    stays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,40 +86,59 @@ def plan(
     holds = snapshot.holds
     return Plan(
         tuple(
-            _decide(vm_id, one, holds.get(one.identity, ()), targets, goal, rules, asker)
+            _decide(
+                vm_id,
+                one,
+                (holds.get(one.identity, ()), snapshot.devices.get(one.device, ())),
+                targets,
+                goal,
+                rules,
+                asker,
+            )
             for one in seen
         )
     )
 
 
 def _refuse_duplicates(seen: Sequence[Seen]) -> None:
-    first: dict[Identity, Seen] = {}
+    first: dict[Identity | int, Seen] = {}
     for one in seen:
-        other = first.setdefault(one.identity, one)
-        if other is not one:
-            raise InvalidArgs(
-                f"{one.named} and {other.named} are the same file; name each resource once"
-            )
+        # Two nodes of one device would carry two labels.
+        for key in (one.identity, one.device) if one.device else (one.identity,):
+            other = first.setdefault(key, one)
+            if other is not one:
+                what = "file" if key is one.identity else "device"
+                raise InvalidArgs(
+                    f"{one.named} and {other.named} are the same {what}; name each resource once"
+                )
 
 
 def _decide(
     vm_id: str,
     seen: Seen,
-    holds: Sequence[Hold],
+    held: tuple[Sequence[Hold], Sequence[Hold]],
     targets: Mapping[tuple[Access, str], str],
     goal: Goal,
     rules: Rules,
     asker: Asker,
 ) -> Decision:
+    """Decide about one resource; `held` are the holds on the object, and on the device behind it by
+    whatever node."""
     target = targets.get((seen.access, seen.terms.group), "")
+    holds, by_device = held
+    if seen.terms.below:
+        # A rule is lifted for what somebody was shown, and never for what a header names.
+        asker = replace(asker, overrides=frozenset())
     try:
         if seen.access not in goal.accesses:
             raise ResourceRefused(
                 f"{seen.named}: goal {goal.name!r} does not allow access {seen.access.value!r}"
             )
         _refuse_group(seen, target)
-        if not _shared_in_group(seen, holds):
-            _refuse_owner(seen, asker)
+        others = _is_public(seen, target, asker)
+        if not others and not _shared_in_group(seen, holds):
+            about.refuse_owner(seen, asker)
+        _refuse_other_node(asker.uid, seen, by_device)
         if holds:
             _refuse_conflict(vm_id, asker.uid, seen, holds)
             # Shared with earlier holders: the label stays, the original is the first one's.
@@ -165,18 +147,54 @@ def _decide(
             # that is there, and gives the original back only from that.
             first = holds[0]
             return Decision(seen, first.label, first.original, None, None, first.original_known)
-        refuse_kind(seen.named, seen.kind)
-        _refuse_links(seen, asker)
-        refuse_deleted(seen.named, seen.links)
-        _refuse_setid(seen)
-        _refuse_file_system(seen)
-        _refuse_type(seen, rules)
-        _refuse_carried(seen, rules)
+        about.refuse_kind(seen.named, seen.kind)
+        about.refuse_shared_device(seen.named, seen.kind, seen.device)
+        about.refuse_node_terms(seen, goal)
+        about.refuse_links(seen, asker)
+        about.refuse_deleted(seen.named, seen.links)
+        about.refuse_setid(seen)
+        about.refuse_file_system(seen, target)
+        fixed = seen.mount.labels is Labels.FIXED
+        if not fixed:
+            about.refuse_type(seen, rules)
+            about.refuse_carried(seen, rules)
     except SvirtError as error:
         return Decision(seen, target, seen.label, None, error)
     # The step is there even when the label is right by chance: the book must know the original.
     step = Step(seen.identity, seen.path, old=seen.label, new=target)
-    return Decision(seen, target, seen.label, step, None)
+    return Decision(seen, target, seen.label, step, None, stays=fixed or others)
+
+
+def _is_public(seen: Seen, target: str, asker: Asker) -> bool:
+    """Say whether somebody else's object carries already what every VM reads: a base image.
+
+    Its label is not changed, so that its owner need not have asked for it; the caller has opened it
+    by his own rights, and gets nothing that his VM could not read without svirtd. While it is held
+    so, nobody else gets it otherwise: its owner who wants that is told which VM holds it, unless it
+    is another user's, and root can release that one.
+    """
+    return (
+        bool(asker.uid)
+        and seen.owner_uid != asker.uid
+        and seen.access is Access.PUBLIC
+        and seen.label == target
+    )
+
+
+def _refuse_other_node(caller_uid: int, seen: Seen, holds: Sequence[Hold]) -> None:
+    """Invariant 5 for devices: one device has one holder, whatever node it is reached by. Two nodes
+    would carry two labels, so that not even access 'group' shares it by two of them."""
+    for hold in holds if seen.device else ():
+        if hold.identity == seen.identity:
+            continue
+        whose = (
+            f"VM {hold.vm_name!r} (as {hold.path})"
+            if caller_uid in (0, hold.owner_uid)
+            else "a VM of another user"
+        )
+        raise ResourceBusy(
+            f"{seen.named} is the same device as one that is held by {whose}; release that VM first"
+        )
 
 
 def _refuse_conflict(vm_id: str, caller_uid: int, seen: Seen, holds: Sequence[Hold]) -> None:
@@ -257,103 +275,3 @@ def _refuse_foreign_change(asker: Asker, seen: Seen, hold: Hold) -> None:
             f"{seen.named} carries {seen.label or 'no label'} but VM {hold.vm_name!r} holds it as "
             f"{hold.label}; somebody changed it: restore that label or release the VM"
         )
-
-
-def refuse_kind(named: str, kind: Kind) -> None:
-    """Refuse what is neither a file nor a block device."""
-    if kind is Kind.DIRECTORY:
-        raise ResourceRefused(
-            f"{named} is a directory; directory trees are not supported by this version: "
-            "name the files in it"
-        )
-    if kind not in (Kind.FILE, Kind.BLOCK):
-        raise ResourceRefused(
-            f"{named} is a {kind.value}; only files and block devices are labelled"
-        )
-
-
-def _refuse_links(seen: Seen, asker: Asker) -> None:
-    if seen.links > 1 and seen.kind is Kind.FILE and Override.LINKS not in asker.overrides:
-        # Another name of the file may lie where its owner, or a service, expects the old label.
-        raise ResourceRefused(
-            f"{seen.named} has {seen.links} hard links; a file with other names is not relabelled: "
-            "make a copy, or have the rule lifted (override 'links') by whoever may use any file"
-        )
-
-
-def refuse_deleted(named: str, links: int) -> None:
-    """Refuse what no name is left of."""
-    if links == 0:
-        raise ResourceRefused(
-            f"{named} is deleted; its label could not be given back: use a file with a name"
-        )
-
-
-def _refuse_setid(seen: Seen) -> None:
-    if seen.setid:
-        raise ResourceRefused(
-            f"{seen.named} is a setuid or setgid file; such files are never labelled"
-        )
-
-
-def _refuse_owner(seen: Seen, asker: Asker) -> None:
-    """Being able to write a file is not enough: its label decides who else can use it.
-
-    Root is whoever owns a file, by CAP_FOWNER. Said first: who holds a file, and what it carries,
-    is its owner's to know.
-    """
-    if asker.uid and seen.owner_uid != asker.uid and Override.OWNER not in asker.overrides:
-        raise ResourceRefused(
-            f"{seen.named} belongs to uid {seen.owner_uid}, and you are uid {asker.uid}; only its "
-            "owner may have a file labelled: make a copy, or have the rule lifted (override "
-            "'owner') by whoever may use any file"
-        )
-
-
-def _refuse_file_system(seen: Seen) -> None:
-    """Only where a label stays, and where the kernel itself answers; for root as well."""
-    found = problem(seen.file_system)
-    if found:
-        raise ResourceRefused(f"{seen.named} is {found}")
-
-
-@functools.lru_cache(256)
-def _context_of(label: str) -> Context:
-    return parse_context(label)
-
-
-def _refuse_type(seen: Seen, rules: Rules) -> None:
-    """Only types of the list are taken: a host file must not become a VM's by anyone's slip."""
-    try:
-        found = UNLABELLED_TYPE if seen.label is None else _context_of(seen.label).type
-    except ValueError as error:
-        raise ResourceRefused(
-            f"{seen.named} carries {shown(str(seen.label))}, which is not a context ({error}); "
-            "restore its label first"
-        ) from None
-    if found not in rules.relabel_from:
-        raise ResourceRefused(
-            f"{seen.named} has type {found}, which is not in [labels] relabel-from "
-            f"({', '.join(sorted(rules.relabel_from))}); if no other VM or service uses the file, "
-            "give it one of these types (for a disk image: chcon -t virt_image_t FILE)"
-        )
-
-
-def _refuse_carried(seen: Seen, rules: Rules) -> None:
-    """What VMs or a group had must not become an original: given back, it would let in others.
-
-    Between the two, the set may have left quarantine, since nothing is seen to carry it.
-    """
-    if seen.label is None:
-        return
-    carried = _context_of(seen.label).categories
-    for found, whose, enough in (
-        (carried & rules.private, "of a VM", rules.size),
-        (carried & rules.groups, "of a group", 1),
-    ):
-        if len(found) >= enough:
-            raise ResourceRefused(
-                f"{seen.named} carries the categories {format_categories(found)} {whose}, of today "
-                "or of an earlier one; if no VM uses the file, have its label given back (svirtctl "
-                "verify --repair), or take them off (chcon -l s0 FILE)"
-            )

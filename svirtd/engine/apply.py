@@ -7,7 +7,6 @@ and is left alone.
 
 import contextlib
 import enum
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +23,7 @@ from svirtd.host.opening import Opened
 
 _MISSING: Final = "nothing is at this path any more"
 _REPLACED: Final = "another file is at this path now"
+_BY_MOUNT: Final = "its mount gives it this label (context=)"
 _CHANGED: Final = "somebody else changed its label; left alone"
 
 
@@ -59,7 +59,7 @@ class Undone(Exception):
 
 def label(kernel: Kernel, steps: Sequence[Step], opened: Sequence[Opened]) -> None:
     """Take every step through the open descriptors, or none. Raises Undone."""
-    fds = {one.seen.identity: one.fd for one in opened}
+    fds = {one.seen.identity: one.handle for one in opened}
     taken: list[Step] = []
     try:
         for target in {step.new for step in steps if step.new is not None}:
@@ -77,7 +77,7 @@ def label(kernel: Kernel, steps: Sequence[Step], opened: Sequence[Opened]) -> No
         raise Undone(error, outcomes) from error
 
 
-def _label_one(kernel: Kernel, fd: int, step: Step) -> None:
+def _label_one(kernel: Kernel, fd: int | str, step: Step) -> None:
     if not files.change_label(kernel, fd, step):
         raise ResourceRefused(
             f"{step.path} got another label while it was being looked at; try again"
@@ -161,13 +161,14 @@ def suspects(
             one.step.identity,
             one.step.path,
             one.step.old or "",
-            one.reason,
+            one.reason or _BY_MOUNT,
             original=one.step.new,
-            restorable=True,
+            restorable=not may_carry(one.step.new, categories),
         )
         for key, categories in sets.items()
         for one in outcomes
-        if one.fate is not Fate.DONE
+        # What is on a mount with context= has the label that it says, before and after.
+        if (one.fate is not Fate.DONE or may_carry(one.step.new, categories))
         # A public object never carried a category.
         and may_carry(one.step.old, categories)
         and not (one.fate is Fate.CHANGED and not may_carry(one.found, categories))
@@ -176,17 +177,14 @@ def suspects(
 
 def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:
     try:
-        fd = files.find(step.path, step.identity)
+        with files.handling(step.path, step.identity) as fd:
+            return _take(kernel, fd, step, durable=durable)
     except files.Missing:
         return Outcome(step, Fate.MISSING, None, _MISSING)
     except files.Replaced:
         return Outcome(step, Fate.REPLACED, None, _REPLACED)
     except OSError as error:
         return _not_opened(kernel, step, error)
-    try:
-        return _take(kernel, fd, step, durable=durable)
-    finally:
-        os.close(fd)
 
 
 def _not_opened(kernel: Kernel, step: Step, error: OSError) -> Outcome:
@@ -198,7 +196,7 @@ def _not_opened(kernel: Kernel, step: Step, error: OSError) -> Outcome:
     return Outcome(step, Fate.FAILED, None, f"it cannot be opened: {error.strerror}")
 
 
-def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
+def _take(kernel: Kernel, fd: int | str, step: Step, *, durable: bool) -> Outcome:
     try:
         reach(Point.UNDO_BEFORE)
         changed = files.change_label(kernel, fd, step)
@@ -215,7 +213,7 @@ def _take(kernel: Kernel, fd: int, step: Step, *, durable: bool) -> Outcome:
     # Found as it should be without our doing: taken before, by a run that was cut off.
     try:
         if durable:
-            files.sync(fd)
+            files.sync(fd, step.path)
             reach(Point.UNDO_SYNCED)
     except OSError as error:
         reason = f"its label is back but not on the disk: {error.strerror}"

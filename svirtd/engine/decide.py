@@ -28,8 +28,9 @@ from svirtd.core.model import (
     State,
 )
 from svirtd.core.names import shown
-from svirtd.core.plan import Asker, Plan, Sets, plan
+from svirtd.core.plan import Plan, Sets, plan
 from svirtd.core.pool import Permutation
+from svirtd.core.rules import Asker
 from svirtd.engine import walls
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
@@ -72,7 +73,7 @@ def decide(
     InvalidArgs.
     """
     known = _usable(db, request, caller)
-    refuse_too_many(db, doors.config.limits, caller, request, new=known is None)
+    refuse_too_many(db, doors.config.limits, caller, len(seen), new=known is None)
     levels.refuse_outside(goal, levels.asked(request.level, doors.contexts.process))
     _refuse_over(seen)
     writes = goal.writes_images(doors.contexts)
@@ -95,7 +96,8 @@ def decide(
     vm = _vm(contexts, caller, request, known, rank, sets)
     walls.refuse(db, doors, vm)
     asker = Asker(caller.uid, request.overrides, request.labeller)
-    snapshot = registry.snapshot(db, [one.identity for one in seen])
+    devices = [one.device for one in seen if one.device]
+    snapshot = registry.snapshot(db, [one.identity for one in seen], devices)
     sets = _written(sets, request.labeller)
     decided = plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
     if request.labeller is not Labeller.SVIRTD:

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 from svirtd.book.store import Store
 from svirtd.config import Config
 from svirtd.core.model import Contexts
-from svirtd.core.plan import Rules
 from svirtd.core.pool import Permutation, Shape
+from svirtd.core.rules import Rules
 from svirtd.engine.authorize import Authority
 from svirtd.engine.digests import Digests
 from svirtd.engine.enforcement import Enforcement
@@ -63,6 +63,7 @@ class Doors:
             frozenset(self.shape.private),
             self.shape.size,
             config.group_categories,
+            config.relabel_devices_from,
         )
 
     async def in_file_thread(self, fn: Callable[..., T], *args: Any) -> T:

@@ -6,18 +6,31 @@ Everybody else's are done by a child of the opener that has become them.
 """
 
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, Final
 
 from svirtd.core import levels
+from svirtd.core.filesystems import Labels, Mount
 from svirtd.core.mcs import Context, parse_context
-from svirtd.core.model import VM, Caller, Identity, Kind, Override, Request, Seen
-from svirtd.core.plan import UNLABELLED_TYPE
+from svirtd.core.model import (
+    VM,
+    Caller,
+    Identity,
+    Kind,
+    Override,
+    Request,
+    ResourceRequest,
+    Seen,
+)
+from svirtd.core.rules import UNLABELLED_TYPE
 from svirtd.engine.authorize import About, Action
 from svirtd.engine.doors import Doors
 from svirtd.errors import Failed, InvalidArgs, LabelRefused, ResourceRefused
-from svirtd.host import opener_child, opening, walk
+from svirtd.host import chains, opener_child, opening, walk
+from svirtd.host.chains import Member
 from svirtd.host.credentials import Account
 from svirtd.host.files import why
 from svirtd.host.kernel import Kernel
@@ -27,6 +40,14 @@ from svirtd.host.scarcity import refuse_scarcity
 # What a rule is lifted for: a descriptor of each resource, or None where none is.
 Held = tuple[int, ...] | None
 
+# What the policy calls each kind that is labelled.
+_CLASSES: Final = {
+    Kind.FILE: "file",
+    Kind.BLOCK: "blk_file",
+    Kind.CHARACTER: "chr_file",
+    Kind.FIFO: "fifo_file",
+    Kind.SOCKET: "sock_file",
+}
 _UNLABELLED = f"system_u:object_r:{UNLABELLED_TYPE}:s0"
 
 
@@ -98,7 +119,9 @@ class Openings:
         kernel, resources = self._doors.kernel, request.resources
         if held is not None and Override.OWNER in request.overrides:
             # Allowed by whoever may use any file; the policy has been asked about that permission.
-            return await self._kept(lambda: opening.open_all_held(kernel, resources, held))
+            opened = await self._kept(lambda: opening.open_all_held(kernel, resources, held))
+            # Nobody was shown what their headers name: that is opened as the caller all the same.
+            return await self._with_chains(caller, request, opened)
         opened = await self._open_as(caller, request)
         try:
             _refuse_exchanged(opened, held)
@@ -112,20 +135,54 @@ class Openings:
         """Open by the caller's own rights, and look at what that gave."""
         kernel, resources = self._doors.kernel, request.resources
         if caller.uid == 0:
-            return await self._kept(lambda: opening.open_all(kernel, resources))
+            return await self._kept(lambda: _open_by_root(kernel, resources))
         passed = [one.fd for one in resources if one.fd is not None]
         named = [
-            (one.path, None if one.fd is None else passed.index(one.fd), one.opens.value)
+            (
+                one.path,
+                None if one.fd is None else passed.index(one.fd),
+                one.opens.value,
+                one.terms.format.value,
+            )
             for one in resources
         ]
         job = {"do": "open", "resources": named}
         answer = await self._doors.opener.do(account_of(caller), job, passed)
         fds = iter(answer.fds)
+        mounts, below = answer.told[: len(resources)], answer.told[len(resources) :]
         taken = [
-            Taken(next(fds)) if one.fd is None else Taken(None, kind)
-            for one, kind in zip(resources, answer.told, strict=True)
+            Taken(next(fds)) if one.fd is None else Taken(None, _mount(told))
+            for one, told in zip(resources, mounts, strict=True)
         ]
-        return await self._kept(lambda: opening.look_all(kernel, resources, taken))
+        members = [_member(told, next(fds)) for told in below]
+        return await self._kept(lambda: _look_all(kernel, resources, taken, members))
+
+    async def _with_chains(
+        self, caller: Caller, request: Request, opened: list[Opened]
+    ) -> list[Opened]:
+        """Return what is open, and what the images among it lie over, opened as the caller."""
+        kernel, tops = self._doors.kernel, chains.images(request.resources)
+        if not tops:
+            return opened
+        try:
+            named = [(place, one.path, one.opens.value) for place, one in tops]
+            job = {"do": "below", "resources": named}
+            fds = [opened[place].fd for place, _ in tops]
+            answer = await self._doors.opener.do(account_of(caller), job, fds)
+            pairs = zip(answer.told, answer.fds, strict=True)
+            members = [_member(told, fd) for told, fd in pairs]
+            work = functools.partial(chains.look_all, kernel, request.resources, opened, members)
+            more = await self._kept(work)
+        except BaseException:
+            opening.close_all(opened)
+            raise
+        opened += more
+        try:
+            refuse_by_policy(kernel, caller, [one.seen for one in more])
+        except BaseException:
+            opening.close_all(opened)
+            raise
+        return opened
 
     async def _kept(self, work: Callable[[], list[Opened]]) -> list[Opened]:
         """Open in a file thread, and leave nothing open if the request is cancelled meanwhile."""
@@ -178,8 +235,52 @@ class Openings:
             stream.close()
 
 
+def _open_by_root(kernel: Kernel, resources: Sequence[ResourceRequest]) -> list[Opened]:
+    opened = opening.open_all(kernel, resources)
+    tops = chains.images(resources)
+    if tops:
+        try:
+            places = [(place, one, opened[place].fd) for place, one in tops]
+            members = chains.follow_all(kernel, places)
+            opened += chains.look_all(kernel, resources, opened, members)
+        except BaseException:
+            opening.close_all(opened)
+            raise
+    return opened
+
+
+def _look_all(
+    kernel: Kernel,
+    resources: Sequence[ResourceRequest],
+    taken: Sequence[Taken],
+    members: Sequence[Member],
+) -> list[Opened]:
+    try:
+        opened = opening.look_all(kernel, resources, taken)
+    except BaseException:
+        for one in members:
+            os.close(one.fd)
+        raise
+    try:
+        return opened + chains.look_all(kernel, resources, opened, members)
+    except BaseException:
+        opening.close_all(opened)
+        raise
+
+
+def _member(told: Sequence[Any], fd: int) -> Member:
+    top, path, named, below = told
+    return Member(top, path, named, below, fd)
+
+
+def _mount(told: Sequence[str]) -> Mount:
+    kind, point, labels = told
+    return Mount(kind, point, Labels(labels))
+
+
 def _refuse_exchanged(opened: Sequence[Opened], held: Held) -> None:
-    for one, fd in zip(opened, held or (), strict=held is not None):
+    # Behind what was named comes what lies under it, of which nobody was asked.
+    for one, fd in zip(opened, held or (), strict=False):
         if walk.facts(fd).identity != one.seen.identity:
             raise ResourceRefused(
                 f"{one.seen.named} is another file than the one that was allowed; try again"
@@ -236,19 +337,20 @@ def refuse_by_policy(kernel: Kernel, caller: Caller, seen: Sequence[Seen]) -> No
             "nothing is opened on a host that enforces SELinux"
         ) from None
     for one in seen:
-        if one.kind not in (Kind.FILE, Kind.BLOCK):
+        class_ = _CLASSES.get(one.kind)
+        if class_ is None:
             continue  # the plan refuses it
-        needed = {"getattr", "open", "read"}
+        # A socket is connected to, and never opened.
+        needed = {"getattr"} if one.kind is Kind.SOCKET else {"getattr", "open", "read"}
         if one.access.writes and not one.terms.reads:
             needed.add("write")
         target = one.label or _UNLABELLED
-        _refuse_missing(kernel, source, target, one, needed)
+        _refuse_missing(kernel, source, target, one, class_, needed)
 
 
 def _refuse_missing(
-    kernel: Kernel, source: Context, target: str, seen: Seen, needed: set[str]
+    kernel: Kernel, source: Context, target: str, seen: Seen, kind: str, needed: set[str]
 ) -> None:
-    kind = "file" if seen.kind is Kind.FILE else "blk_file"
     try:
         decision = kernel.decide(source, parse_context(target), kind)
     except ValueError:

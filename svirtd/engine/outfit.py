@@ -11,15 +11,15 @@ from typing import Final
 
 from svirtd.book import groups as group_rows
 from svirtd.book.store import Database
-from svirtd.core import confinement, overlays
+from svirtd.core import confinement, nodes, overlays
 from svirtd.core.confinement import Properties
 from svirtd.core.goals import Goal, Network
-from svirtd.core.model import VM, Kind
+from svirtd.core.model import VM, Format, Kind
 from svirtd.core.overlays import Overlay
 from svirtd.core.zones import zone_of
 from svirtd.engine.doors import Doors
 from svirtd.errors import InvalidArgs, ResourceRefused, UnitStuck
-from svirtd.host import netns
+from svirtd.host import chains, netns
 from svirtd.host.bus import BusLost
 from svirtd.host.opening import Opened
 
@@ -89,10 +89,11 @@ def _outfit(
     for one in opened:
         seen, id_ = one.seen, one.seen.terms.id
         if seen.kind is Kind.BLOCK:
-            number = os.fstat(one.fd).st_rdev
-            disks.append((os.major(number), os.minor(number), seen.access.writes))
+            disks.append(("block", *nodes.major_minor(seen.device), seen.access.writes))
+        elif seen.kind is Kind.CHARACTER:
+            disks.append(("char", *nodes.major_minor(seen.device), seen.access.writes))
         if overlays.has_overlay(goal, seen):
-            overlay = overlays.empty(seen.path, _size(one))
+            overlay = overlays.empty(seen.path, _size(one), seen.terms.format)
             if id_ in kept:
                 _begin(kept[id_], overlay, begun)
             else:
@@ -103,6 +104,8 @@ def _outfit(
 
 
 def _size(one: Opened) -> int:
+    if one.seen.terms.format is Format.QCOW2:
+        return chains.virtual_size(one.fd, one.seen.named)
     if one.seen.kind is not Kind.BLOCK:
         return os.fstat(one.fd).st_size
     (size,) = _U64.unpack(fcntl.ioctl(one.fd, _BLOCK_SIZE, bytes(_U64.size)))

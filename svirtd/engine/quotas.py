@@ -4,14 +4,15 @@
 from svirtd.book import pool, registry
 from svirtd.book.store import Database
 from svirtd.config import Limits
-from svirtd.core.model import Caller, Request
+from svirtd.core.model import Caller
 from svirtd.errors import LimitsExceeded
 
 
 def refuse_too_many(
-    db: Database, limits: Limits, caller: Caller, request: Request, *, new: bool
+    db: Database, limits: Limits, caller: Caller, resources: int, *, new: bool
 ) -> None:
-    """Raise LimitsExceeded if a request would pass a limit; `new` says that it makes a VM.
+    """Raise LimitsExceeded if a request of so many resources would pass a limit; `new` says that it
+    makes a VM.
 
     Inside the transaction that enters it: of two requests at the same time, the second sees the
     first.
@@ -40,8 +41,8 @@ def refuse_too_many(
             f"{limits.vms_per_user}: move the files back, or have root look for them (svirtctl "
             "verify --repair --scan)"
         )
-    if holds + len(request.resources) > limits.resources_per_user:
+    if holds + resources > limits.resources_per_user:
         raise LimitsExceeded(
-            f"your VMs hold {holds} resources, and {len(request.resources)} more would pass "
+            f"your VMs hold {holds} resources, and {resources} more would pass "
             f"[limits] resources-per-user = {limits.resources_per_user}: release some VMs"
         )

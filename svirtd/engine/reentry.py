@@ -154,6 +154,7 @@ class Reentry:
                     original=None,
                     original_known=False,
                     group="" if category is None else groups[category],
+                    device=one.device,
                 )
             )
         return holds, opened is not None

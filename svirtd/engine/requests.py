@@ -130,10 +130,11 @@ class Requests:
         await self._may(caller, Action.PLAN, request)
         goal, request = self._goal(request)
         await self._may_choose_level(caller, request)
-        self._refuse_too_many(request)
+        self._refuse_many(len(request.resources))
         async with self._openings.lifted(caller, request) as held:
             opened = await self._openings.open(caller, request, held)
         try:
+            self._refuse_many(len(opened))
             seen = [one.seen for one in opened]
             others = await self._foreign.sets()
             vm, plan = await self._doors.store.read(
@@ -210,11 +211,12 @@ class Requests:
             raise
         return vm
 
-    def _refuse_too_many(self, request: Request) -> None:
+    def _refuse_many(self, resources: int) -> None:
+        """With what lies under images, which is known once they are open."""
         limit = self._doors.config.limits.resources
-        if len(request.resources) > limit:
+        if resources > limit:
             raise LimitsExceeded(
-                f"{len(request.resources)} resources; [limits] resources allows {limit} at once"
+                f"{resources} resources; [limits] resources allows {limit} at once"
             )
 
     @contextlib.asynccontextmanager
@@ -222,12 +224,13 @@ class Requests:
         self, caller: Caller, request: Request, held: Held
     ) -> AsyncIterator[list[Opened]]:
         """Open what a request names, and keep others from those objects until it is done."""
-        self._refuse_too_many(request)
+        self._refuse_many(len(request.resources))
         if not request.resources:
             yield []
             return
         opened = await self._openings.open(caller, request, held)
         try:
+            self._refuse_many(len(opened))
             async with self._operations.objects.hold_all(o.seen.identity for o in opened):
                 yield opened
         finally:

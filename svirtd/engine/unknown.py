@@ -18,6 +18,7 @@ from svirtd.core import levels
 from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Hold, Identity, Step
+from svirtd.core.nodes import is_character
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.host import files
@@ -42,11 +43,12 @@ def _look(doors: Doors, holds: Sequence[Hold]) -> Mapping[Identity, str | None]:
     if not doors.kernel.enabled():
         return {hold.identity: None for hold in holds}
     found = [(hold, doors.kernel.default_label(hold.path, _kind(hold))) for hold in holds]
-    allowed = doors.rules.relabel_from
+    rules = doors.rules
     return {
         hold.identity: levels.not_below(label, hold.label)
         for hold, label in found
-        if label is not None and parse_context(label).type in allowed
+        if label is not None
+        and rules.may_take(parse_context(label).type, character=is_character(hold.device))
     }
 
 

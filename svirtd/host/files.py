@@ -6,6 +6,7 @@ Everything blocks; the engine runs it in its file threads.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import stat
@@ -21,6 +22,8 @@ from svirtd.host.kernel import Kernel, NoLabels
 from svirtd.host.walk import Links
 
 # Opening must not block on a fifo, take a terminal, or outlive an exec.
+_libc = ctypes.CDLL(None, use_errno=True)
+_IN_MEMORY: Final = ("devtmpfs", "hugetlbfs", "tmpfs")
 QUIET: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
 
@@ -99,8 +102,30 @@ def found_at(kernel: Kernel, path: str) -> Found | None:
     return Found(Identity(info.st_dev, info.st_ino), label)
 
 
-def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
+@contextlib.contextmanager
+def handling(path: str, identity: Identity) -> Iterator[int | str]:
+    """Have what the book names in hand, if it still is that object, for its label to be changed: a
+    file or block device open, a node only held and named by what leads to nothing else.
+
+    Raises Missing, Replaced, or OSError.
+    """
+    with holding(path, identity) as through:
+        mode = os.stat(through).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            # It is not opened: that may have an effect, or wait for somebody at the other end.
+            yield through
+            return
+        fd = os.open(through, os.O_RDONLY | QUIET)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+
+def change_label(kernel: Kernel, fd: int | str, step: Step) -> bool:
     """Take one step if the object still carries what the step expects.
+
+    `fd` is an open object, or what handling() has named.
 
     Returns False and changes nothing if it carries something else by now. Raises LabelRefused
     with the kernel's reason.
@@ -121,11 +146,34 @@ def change_label(kernel: Kernel, fd: int, step: Step) -> bool:
     return True
 
 
-def sync(fd: int) -> None:
-    """Bring a label change to the disk, so that a power cut cannot bring an old label back."""
+def sync(fd: int | str, path: str) -> None:
+    """Bring a label change to the disk, so that a power cut cannot bring an old label back.
+
+    `path` is the object's by the book. Raises OSError.
+    """
     reach(Point.LABEL_SYNC)
-    if stat.S_ISREG(os.fstat(fd).st_mode):
+    if isinstance(fd, str):
+        _sync_around(fd, path)
+    elif stat.S_ISREG(os.fstat(fd).st_mode):
         os.fsync(fd)
+
+
+def _sync_around(through: str, path: str) -> None:
+    """What is not open cannot be synced by itself; the file system that it lies on can."""
+    device = os.stat(through).st_dev
+    above = walk.hold(os.path.dirname(path))
+    try:
+        if os.fstat(above).st_dev != device or walk.mount_of(above).kind in _IN_MEMORY:
+            return  # what nothing of outlives a power cut; or it has moved, and is another's
+        folder = os.open(f"/proc/self/fd/{above}", os.O_RDONLY | QUIET)
+        try:
+            if _libc.syncfs(folder):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+        finally:
+            os.close(folder)
+    finally:
+        os.close(above)
 
 
 def why(error: OSError) -> str:

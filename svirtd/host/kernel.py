@@ -234,6 +234,14 @@ class Kernel:
                 "the configuration against the loaded policy"
             ) from error
 
+    def boolean(self, name: str) -> bool:
+        """Say whether a boolean of the loaded policy is on; False if it has none, or does not say:
+        for what an error tells."""
+        try:
+            return self._enabled and self._selinux.security_get_boolean_active(name) == 1
+        except OSError:
+            return False
+
     def default_label(self, path: str, kind: int) -> str | None:
         """Return what the policy says a file at `path` has by default; None if it says nothing.
 
@@ -283,8 +291,9 @@ class Kernel:
             raise
         return raw.removesuffix(b"\0").decode("utf-8", "backslashreplace")
 
-    def write_label(self, fd: int, label: str | None) -> None:
-        """Set the label of an open object, or take it away. Raises OSError."""
+    def write_label(self, fd: int | str, label: str | None) -> None:
+        """Set the label of an open object, or of one that is held and named as for read_label(), or
+        take it away. Raises OSError."""
         reach(Point.LABEL_WRITE)
         if label is None:
             os.removexattr(fd, XATTR)

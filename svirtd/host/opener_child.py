@@ -15,9 +15,10 @@ import stat
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from svirtd.core.model import Access, Identity, ResourceRequest
+from svirtd.core.model import Access, Format, Identity, ResourceRequest, Terms
 from svirtd.errors import InvalidArgs, LimitsExceeded, ResourceRefused, SvirtError
-from svirtd.host import credentials, opening, walk
+from svirtd.host import chains, credentials, opening, walk
+from svirtd.host.chains import Member
 from svirtd.host.credentials import Account
 from svirtd.host.files import why
 from svirtd.host.kernel import Kernel, NoLabels
@@ -87,6 +88,8 @@ def do(kernel: Kernel, job: dict[str, Any], passed: Sequence[int]) -> tuple[list
     match job["do"]:
         case "open":
             return _open(kernel, job["resources"], passed)
+        case "below":
+            return _below(kernel, job["resources"], passed)
         case "command":
             return [], [command_label(kernel, job["path"])]
         case "identity":
@@ -102,19 +105,42 @@ def do(kernel: Kernel, job: dict[str, Any], passed: Sequence[int]) -> tuple[list
 def _open(
     kernel: Kernel, resources: Sequence[Sequence[Any]], passed: Sequence[int]
 ) -> tuple[list[int], list[Any]]:
-    """Take each resource: (path or None, index in passed or None, access)."""
+    """Take each resource: (path or None, index in passed or None, access, format)."""
     fds: list[int] = []
-    told: list[str] = []
-    for path, index, access in resources:
+    told: list[Any] = []
+    tops = []
+    for number, (path, index, access, form) in enumerate(resources):
         fd = None if index is None else passed[index]
-        request = ResourceRequest(path, fd, Access(access))
+        request = ResourceRequest(path, fd, Access(access), Terms(format=Format(form)))
         taken = opening.take(kernel, request)
         # Here rather than by the plan: the daemon may not get a descriptor of it.
         opening.refuse_odd(request, taken)
-        told.append(taken.file_system)
+        told.append([taken.mount.kind, taken.mount.point, taken.mount.labels])
         if taken.fd is not None:
             fds.append(taken.fd)
-    return fds, told
+        if request.terms.format is Format.QCOW2:
+            top = opening.passed(request) if taken.fd is None else taken.fd
+            tops.append((number, request, top))
+    members = chains.follow_all(kernel, tops)
+    return [*fds, *(one.fd for one in members)], [*told, *map(_told, members)]
+
+
+def _told(member: Member) -> list[Any]:
+    return [member.top, member.path, member.named, member.below]
+
+
+def _below(
+    kernel: Kernel, resources: Sequence[Sequence[Any]], passed: Sequence[int]
+) -> tuple[list[int], list[Any]]:
+    """Open what lies under images that are open: (place in the request, path or None, access), and
+    a descriptor for each."""
+    tops = []
+    for (place, path, access), fd in zip(resources, passed, strict=True):
+        terms = Terms(format=Format.QCOW2)
+        request = ResourceRequest(path, None if path else fd, Access(access), terms)
+        tops.append((place, request, fd))
+    members = chains.follow_all(kernel, tops)
+    return [one.fd for one in members], [_told(one) for one in members]
 
 
 def command_label(kernel: Kernel, path: str) -> str | None:

@@ -12,11 +12,11 @@ import fcntl
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from svirtd.core import plan
-from svirtd.core.filesystems import UNKNOWN, may_hang, problem
+from svirtd.core import rules
+from svirtd.core.filesystems import BOOLEANS, UNKNOWN, Labels, Mount, may_hang, problem
 from svirtd.core.model import Access, Kind, ResourceRequest, Seen
 from svirtd.core.names import shown
 from svirtd.errors import InvalidArgs, ResourceRefused
@@ -36,21 +36,30 @@ _KINDS: Final = {
 }
 
 
+_OPENED: Final = (Kind.FILE, Kind.BLOCK)
+_NOWHERE: Final = Mount()
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A resource, taken by who may. Of one that came by descriptor only where it was found: the
-    kind of that file system."""
+    """A resource, taken by who may. Of one that came by descriptor only where it was found."""
 
     fd: int | None
-    file_system: str = UNKNOWN
+    mount: Mount = _NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An object that a request named, open with the rights that its access takes."""
+    """An object that a request named, open with the rights that its access takes; a node is only
+    held, since opening it may have an effect."""
 
     seen: Seen
     fd: int
+
+    @property
+    def handle(self) -> int | str:
+        """What its label is written through: that very object, whatever happens to its path."""
+        return f"/proc/self/fd/{self.fd}" if self.seen.kind in rules.NODES else self.fd
 
 
 def open_all(kernel: Kernel, requests: Sequence[ResourceRequest]) -> list[Opened]:
@@ -104,7 +113,7 @@ def open_all_held(
             taken = (
                 Taken(open_held(kernel, str(request.path), fd, request.opens))
                 if request.fd is None
-                else Taken(None, walk.kind_of(fd))
+                else Taken(None, walk.mount_of(fd))
             )
             opened.append(look(kernel, request, taken))
     except BaseException:
@@ -142,20 +151,20 @@ def close_all(opened: Sequence[Opened]) -> None:
 def take(kernel: Kernel, request: ResourceRequest) -> Taken:
     """Take a resource by the rights of this process, which are proven by that.
 
-    What a path names is opened as the access takes, or only held if it is of a kind that is never
-    labelled. What came by descriptor is looked for at its path. Raises ResourceRefused,
-    InvalidArgs, LimitsExceeded.
+    What a path names is opened as the access takes, or only held if it is a node. What came by
+    descriptor is looked for at its path. Raises ResourceRefused, InvalidArgs, LimitsExceeded.
     """
     if request.path is not None:
-        return Taken(_open_path(kernel, request.path, request.opens))
-    held = _hold_passed(_passed(request), request.opens)
+        return Taken(open_path(kernel, request.path, request.opens))
+    held = _hold_passed(passed(request), request.opens)
     try:
-        return Taken(None, walk.kind_of(held))
+        return Taken(None, walk.mount_of(held))
     finally:
         os.close(held)
 
 
-def _passed(request: ResourceRequest) -> int:
+def passed(request: ResourceRequest) -> int:
+    """Return the descriptor that a resource came by. Raises InvalidArgs."""
     if request.fd is None:
         raise InvalidArgs("a resource needs a path or an fd")
     return request.fd
@@ -163,12 +172,16 @@ def _passed(request: ResourceRequest) -> int:
 
 def refuse_odd(request: ResourceRequest, taken: Taken) -> None:
     """Raise ResourceRefused for what is never labelled, whatever the plan would say of it."""
-    what = walk.facts(_passed(request) if taken.fd is None else taken.fd)
-    plan.refuse_kind(request.named, kind_of(what.mode))
-    plan.refuse_deleted(request.named, what.links)
+    what = walk.facts(passed(request) if taken.fd is None else taken.fd)
+    kind = kind_of(what.mode)
+    rules.refuse_kind(request.named, kind)
+    rules.refuse_shared_device(request.named, kind, what.device)
+    rules.refuse_deleted(request.named, what.links)
 
 
-def _open_path(kernel: Kernel, path: str, access: Access) -> int:
+def open_path(kernel: Kernel, path: str, access: Access) -> int:
+    """Open what a path names, by the rights of this process. Raises ResourceRefused,
+    LimitsExceeded."""
     try:
         held = walk.hold(path)
     except OSError as error:
@@ -182,11 +195,17 @@ def _open_path(kernel: Kernel, path: str, access: Access) -> int:
 def open_held(kernel: Kernel, path: str, held: int, access: Access) -> int:
     """Open that very object that is held, by the rights of this process.
 
-    What is never labelled is not opened, since that may have an effect (a fifo, a terminal): it is
-    held once more, for the plan to refuse with its kind. Raises ResourceRefused, LimitsExceeded.
+    A node is not opened, since that may have an effect (a fifo, a device): it is held once more,
+    and the kernel is asked whether this process might have. So is what is never labelled, for the
+    plan to refuse with its kind. Raises ResourceRefused, LimitsExceeded.
     """
     try:
-        if not _may_label(walk.facts(held).mode):
+        kind = kind_of(walk.facts(held).mode)
+        if kind in rules.NODES and not os.access(
+            f"/proc/self/fd/{held}", os.R_OK | (os.W_OK if access.writes else 0)
+        ):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if kind not in _OPENED:
             return os.dup(held)
         flags = os.O_RDWR if access.writes else os.O_RDONLY
         return os.open(f"/proc/self/fd/{held}", flags | QUIET)
@@ -238,7 +257,7 @@ def _hold_passed(fd: int, access: Access) -> int:
         )
     what = walk.facts(fd)
     path = os.readlink(f"/proc/self/fd/{fd}")
-    if not _may_label(what.mode) or not what.links:
+    if kind_of(what.mode) not in (*_OPENED, *rules.NODES) or not what.links:
         # Held as it is, for the plan to refuse.
         return os.open(f"/proc/self/fd/{fd}", os.O_PATH | os.O_CLOEXEC)
     try:
@@ -266,10 +285,10 @@ def look(kernel: Kernel, request: ResourceRequest, taken: Taken) -> Opened:
     fd = taken.fd
     try:
         if fd is None:
-            fd = os.dup(_passed(request))
+            fd = os.dup(passed(request))
             # Its own mount may be one of another namespace.
-            return Opened(_look(kernel, request, fd, taken.file_system), fd)
-        return Opened(_look(kernel, request, fd, walk.kind_of(fd)), fd)
+            return Opened(_look(kernel, request, fd, taken.mount), fd)
+        return Opened(_look(kernel, request, fd, walk.mount_of(fd)), fd)
     except OSError as error:
         if fd is not None:
             os.close(fd)
@@ -281,13 +300,14 @@ def look(kernel: Kernel, request: ResourceRequest, taken: Taken) -> Opened:
         raise
 
 
-def _look(kernel: Kernel, request: ResourceRequest, fd: int, file_system: str) -> Seen:
+def _look(kernel: Kernel, request: ResourceRequest, fd: int, mount: Mount) -> Seen:
     named, through = request.named, f"/proc/self/fd/{fd}"
     what = walk.facts(fd)
+    kind = kind_of(what.mode)
     # A mount of elsewhere may be of any kind: nothing is asked of it, and it is refused as unknown.
-    asked = _may_label(what.mode) and what.links > 0 and file_system != UNKNOWN
-    if may_hang(file_system):
-        raise ResourceRefused(f"{named} is {problem(file_system)}")
+    asked = kind in (*_OPENED, *rules.NODES) and what.links > 0 and mount.kind != UNKNOWN
+    if may_hang(mount.kind):
+        raise ResourceRefused(f"{named} is {problem(mount)}")
     path = os.readlink(through)
     if not path.isprintable():
         # As for a named path, whose links may end anywhere: this is the path that the book keeps
@@ -295,37 +315,42 @@ def _look(kernel: Kernel, request: ResourceRequest, fd: int, file_system: str) -
         raise ResourceRefused(
             f"{named} is the file {path[-64:]!a}, a path that cannot be shown; rename it"
         )
+    label, mount = _label(kernel, named, through, mount) if asked else (None, mount)
     return Seen(
         named=named,
         access=request.access,
         path=path,
         identity=what.identity,
-        kind=kind_of(what.mode),
+        kind=kind,
         links=what.links,
         setid=bool(what.mode & (stat.S_ISUID | stat.S_ISGID)),
-        label=_label(kernel, named, through) if asked else None,
+        label=label,
         owner_uid=what.uid,
-        file_system=file_system,
+        mount=mount,
         terms=request.terms,
+        device=what.device,
     )
 
 
-def _label(kernel: Kernel, named: str, through: str) -> str | None:
+def _label(kernel: Kernel, named: str, through: str, mount: Mount) -> tuple[str | None, Mount]:
+    """Return the label of an object, and where labels of its mount come from by that.
+
+    The kernel shows a label also where none can be set; the mount's options say that.
+    """
     try:
-        return kernel.read_label(through)
+        found = kernel.read_label(through)
+        # Without SELinux no mount says that it keeps them.
+        labels = mount.labels if kernel.enabled() else Labels.KEPT
     except NoLabels:
-        raise ResourceRefused(
-            f"{named}: its file system cannot keep a label; move the file to one with extended "
-            "attributes (ext4, xfs, btrfs, tmpfs)"
-        ) from None
+        found, labels = None, Labels.NONE
     except OSError as error:
         raise ResourceRefused(f"{named}: its label cannot be read ({error.strerror})") from error
+    opened_by = BOOLEANS.get(mount.kind, "") if labels is Labels.NONE else ""
+    if opened_by and not kernel.boolean(opened_by):
+        opened_by = ""
+    return found, replace(mount, labels=labels, opened_by=opened_by)
 
 
 def kind_of(mode: int) -> Kind:
     """Return what an object of this mode is."""
     return _KINDS.get(stat.S_IFMT(mode), Kind.OTHER)
-
-
-def _may_label(mode: int) -> bool:
-    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)

@@ -8,19 +8,24 @@ import os
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from svirtd.core.model import Identity
 from svirtd.host import walk
 from svirtd.host.kernel import Kernel, NoLabels
 
+_LABELLED: Final = (stat.S_ISREG, stat.S_ISBLK, stat.S_ISCHR, stat.S_ISFIFO, stat.S_ISSOCK)
+
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A regular file or block device with a label; `path` is the object's own, without links."""
+    """An object with a label; `path` is its own, without links, `device` the number of the device
+    that a node stands for."""
 
     path: str
     identity: Identity
     label: str
+    device: int
 
 
 def open_files(pid: int) -> tuple[str, ...] | None:
@@ -58,8 +63,8 @@ def _labelled(kernel: Kernel, path: str) -> Labelled | None:
         return None  # no file is there: it was not a path
     through = f"/proc/self/fd/{held}"
     try:
-        info = os.fstat(held)
-        if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)) or not info.st_nlink:
+        info = walk.facts(held)
+        if not any(is_kind(info.mode) for is_kind in _LABELLED) or not info.links:
             return None
         label, own = kernel.read_label(through), os.readlink(through)
     except (OSError, NoLabels):
@@ -68,4 +73,4 @@ def _labelled(kernel: Kernel, path: str) -> Labelled | None:
         os.close(held)
     if label is None or not own.isprintable():
         return None
-    return Labelled(own, Identity(info.st_dev, info.st_ino), label)
+    return Labelled(own, info.identity, label, info.device)

@@ -10,6 +10,7 @@ import ctypes
 import enum
 import errno
 import os
+import re
 import select
 import stat
 import struct
@@ -17,7 +18,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from svirtd.core.filesystems import UNKNOWN, may_hang, problem
+from svirtd.core import nodes
+from svirtd.core.filesystems import Labels, Mount, may_hang, problem
 from svirtd.core.model import Identity
 
 _SYS_OPENAT2: Final = 437
@@ -73,13 +75,16 @@ _HOW_BYTES: Final = ctypes.sizeof(_OpenHow)
 class NotEntered(OSError):
     """The path leads into a file system that is not entered."""
 
-    def __init__(self, kind: str) -> None:
-        super().__init__(errno.EXDEV, f"it lies {problem(kind)}")
+    def __init__(self, mount: Mount) -> None:
+        super().__init__(errno.EXDEV, f"it lies {problem(mount)}")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the kernel knows of an object without asking the server of its file system."""
+    """What the kernel knows of an object without asking the server of its file system.
+
+    `device` is the number of the device that a node stands for, 0 for anything else.
+    """
 
     mode: int
     links: int
@@ -87,6 +92,7 @@ class Facts:
     gid: int
     identity: Identity
     mount: int
+    device: int
 
 
 def facts(fd: int) -> Facts:
@@ -107,21 +113,24 @@ def _facts(fd: int, name: bytes, flags: int) -> Facts:
         raise OSError(number, os.strerror(number))
     links, uid, gid, mode = struct.unpack_from("=IIIH", buffer, 16)
     (ino,) = struct.unpack_from("=Q", buffer, 32)
-    major, minor, mount = struct.unpack_from("=IIQ", buffer, 136)
-    return Facts(mode, links, uid, gid, Identity(os.makedev(major, minor), ino), mount)
+    *of_node, major, minor, mount = struct.unpack_from("=IIIIQ", buffer, 128)
+    device = 0
+    if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        device = nodes.number(*of_node, block=stat.S_ISBLK(mode))
+    return Facts(mode, links, uid, gid, Identity(os.makedev(major, minor), ino), mount, device)
 
 
 class Mounts:
-    """The kinds of the mounts that this process sees, read again whenever they have changed."""
+    """The mounts that this process sees, read again whenever they have changed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._pid = 0
         self._fd = -1
-        self._kinds: dict[int, str] = {}
+        self._found: dict[int, Mount] = {}
 
-    def kind(self, mount: int) -> str:
-        """Return the kind of a mount; `unknown` if it is not one of this process's namespace.
+    def mount(self, number: int) -> Mount:
+        """Return a mount; one of an unknown kind if it is none of this process's namespace.
 
         To be asked while an object on it is held: no other mount has its number then.
         """
@@ -131,15 +140,15 @@ class Mounts:
             poll = select.poll()
             poll.register(self._fd, select.POLLPRI)
             # The kernel says once that something has changed, so before it is read.
-            if poll.poll(0) or not self._kinds:
+            if poll.poll(0) or not self._found:
                 self._read()
-            return self._kinds.get(mount, UNKNOWN)
+            return self._found.get(number, Mount())
 
     def _open(self) -> None:
         # Of this process alone: what others have been told of changes, it would not be told again.
         # One that was inherited is not closed, whose number may be somebody else's by now.
         self._fd = os.open("/proc/self/mountinfo", os.O_RDONLY | os.O_CLOEXEC)
-        self._kinds = {}
+        self._found = {}
         self._pid = os.getpid()
 
     def prepare(self) -> None:
@@ -155,8 +164,27 @@ class Mounts:
         found = {}
         for line in b"".join(parts).splitlines():
             before, _, after = line.partition(b" - ")
-            found[int(before.split(b" ", 1)[0])] = after.split(b" ", 1)[0].decode()
-        self._kinds = found
+            number, _, _, _, point, *_ = before.split(b" ")
+            kind, _, options = after.split(b" ", 2)
+            found[int(number)] = Mount(kind.decode(), _unescaped(point), _labels(options))
+        self._found = found
+
+
+def _labels(options: bytes) -> Labels:
+    """Say where labels come from by a mount's options, as the kernel shows them.
+
+    Without SELinux it says nothing of that, and calls none of them `seclabel`.
+    """
+    said = options.split(b",")
+    if any(one.startswith(b"context=") for one in said):
+        return Labels.FIXED
+    return Labels.KEPT if b"seclabel" in said else Labels.NONE
+
+
+def _unescaped(point: bytes) -> str:
+    """Return where something is mounted, for messages."""
+    text = re.sub(rb"\\([0-7]{3})", lambda found: bytes([int(found[1], 8) & 0xFF]), point)
+    return text.decode("utf-8", "replace")
 
 
 _mounts = Mounts()
@@ -167,9 +195,9 @@ def prepare() -> None:
     _mounts.prepare()
 
 
-def kind_of(fd: int) -> str:
-    """Return the kind of the file system that an open or held object lies on. Never waits."""
-    return _mounts.kind(facts(fd).mount)
+def mount_of(fd: int) -> Mount:
+    """Return the mount that an open or held object lies on. Never waits."""
+    return _mounts.mount(facts(fd).mount)
 
 
 def hold(path: str, links: Links = Links.ALL) -> int:
@@ -196,9 +224,9 @@ def hold(path: str, links: Links = Links.ALL) -> int:
 
 def refuse_to_enter(what: Facts) -> None:
     """Raise NotEntered for an object of a file system that may keep whoever asks waiting."""
-    kind = _mounts.kind(what.mount)
-    if may_hang(kind):
-        raise NotEntered(kind)
+    mount = _mounts.mount(what.mount)
+    if may_hang(mount.kind):
+        raise NotEntered(mount)
 
 
 def _hold_cached(path: str, links: Links) -> int:
@@ -261,7 +289,7 @@ def _step(here: int, name: str, *, last: bool) -> int:
 
 
 def _target(link: int, folder: Facts, found: Facts) -> str:
-    if _mounts.kind(found.mount) == "proc":
+    if _mounts.mount(found.mount).kind == "proc":
         _refuse(errno.ELOOP)
     shared = folder.mode & (stat.S_ISVTX | stat.S_IWOTH) == stat.S_ISVTX | stat.S_IWOTH
     if shared and found.uid not in (os.geteuid(), folder.uid):

@@ -92,7 +92,7 @@ async def _nothing(*_args: Any, **_kwargs: Any) -> None:
     pass
 
 
-_NO_OWNER: Final = ("svirtd.core.plan", "_refuse_owner", _always(None))
+_NO_OWNER: Final = ("svirtd.core.rules", "refuse_owner", _always(None))
 
 DEFENCES: Final[dict[str, Defence]] = {
     "files are opened as the caller, and owned by it": Defence(
@@ -109,7 +109,7 @@ DEFENCES: Final[dict[str, Defence]] = {
     ),
     "a file with other names is not taken, and owned by its caller": Defence(
         "hard links are refused",
-        (("svirtd.core.plan", "_refuse_links", _always(None)), _NO_OWNER),
+        (("svirtd.core.rules", "refuse_links", _always(None)), _NO_OWNER),
     ),
     "an object is what the book says it is": Defence(
         "what lies at a path of the book is the object of the book, by device and inode",
@@ -195,7 +195,7 @@ DEFENCES: Final[dict[str, Defence]] = {
     ),
     "what VMs or a group had is no original": Defence(
         "a file that carries categories of VMs or of a group is not taken",
-        (("svirtd.core.plan", "_refuse_carried", _always(None)),),
+        (("svirtd.core.rules", "refuse_carried", _always(None)),),
     ),
     "one user has a bounded part of the groups": Defence(
         "categories that his earlier groups left in quarantine count as groups",

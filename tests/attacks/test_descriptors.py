@@ -129,7 +129,6 @@ REFUSED: list[tuple[str, Callable[[Me, str], int], str, str]] = [
     ("deleted", _deleted, "exclusive", ""),
     ("nameless", _nameless, "exclusive", ""),
     ("pipe", _pipe, "exclusive", ""),
-    ("fifo", _fifo, "exclusive", ""),
     ("socket", _socket, "exclusive", ""),
     ("character device", _null, "exclusive", ""),
     ("folder", _folder, "readonly", ""),

@@ -154,10 +154,6 @@ def test_whether_a_file_is_there(arena: Arena, ann: Account, nobody: Account, ac
     assert len(answers) == 3, answers
 
 
-def _fifo(folder: Path) -> None:
-    os.mkfifo(folder / "x")
-
-
 def _tree(folder: Path) -> None:
     (folder / "x").mkdir()
 
@@ -167,7 +163,6 @@ def _to(target: str) -> Callable[[Path], None]:
 
 
 ODD: dict[str, Callable[[Path], None]] = {
-    "fifo": _fifo,
     "folder": _tree,
     "null": _to("/dev/null"),
     "terminal": _to("/dev/ptmx"),

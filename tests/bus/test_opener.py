@@ -54,7 +54,7 @@ def one(opener: Opener, account: Account, job: dict[str, Any], *passed: int) -> 
 
 
 def opening(*paths: Path | str, access: str = "exclusive") -> dict[str, Any]:
-    return {"do": "open", "resources": [(str(path), None, access) for path in paths]}
+    return {"do": "open", "resources": [(str(path), None, access, "raw") for path in paths]}
 
 
 def children_of(pid: int) -> list[int]:
@@ -248,11 +248,12 @@ def test_a_job_for_root_is_none(opener: Opener) -> None:
 
 def test_what_is_asked_for_by_descriptor(opener: Opener, home: Path) -> None:
     path = owned(home / "a")
-    job = {"do": "open", "resources": [(None, 0, "exclusive"), (None, 1, "readonly")]}
+    job = {"do": "open", "resources": [(None, 0, "exclusive", "raw"), (None, 1, "readonly", "raw")]}
     with open(path, "r+b") as writable, open(path, "rb") as readable:
         answer = one(opener, USER, job, writable.fileno(), readable.fileno())
         # Where they were found, in words: the daemon has the descriptors.
-        assert answer == Answer([], [walk.kind_of(writable.fileno())] * 2)
+        where = walk.mount_of(writable.fileno())
+        assert answer == Answer([], [[where.kind, where.point, where.labels]] * 2)
         with pytest.raises(ResourceRefused, match="not open for reading and writing"):
             one(opener, USER, job, readable.fileno(), readable.fileno())
         # Where it lies is walked to as the account.

@@ -2,12 +2,16 @@
 """Rules about files that an administrator lifts, for the very files that he is shown."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from svirtd.host.bus import Variant
 from tests.attack import DENIED, INVALID, REFUSED
+from tests.bus.test_chains import create, top
 from tests.bus.test_polkit import NEEDS_DIALOG, World, refused, story
+from tests.groups import disk_of
 from tests.sandbox import Sandbox
 from tests.sandbox.accounts import ANN, BEN, SVIRT_GID
 from tests.support import Client, Daemon, image, label, resources, wait_for
@@ -170,6 +174,33 @@ def test_a_command_runs_as_its_caller_with_the_groups(sandbox: Sandbox, tmp_path
             script.unlink()
         finally:
             disk.unlink()
+
+    story(tmp_path, work)
+
+
+def test_a_lifted_rule_is_not_lifted_for_what_a_header_names(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    folder = Path(tempfile.mkdtemp(dir=sandbox.state))
+    folder.chmod(0o755)
+
+    async def work(world: World) -> None:
+        mine = world.disk(ANN, "top.qcow2")
+        his = disk_of(BEN, folder, mode=0o644)
+        create(mine, str(his), "raw")
+        os.chown(mine, BEN.uid, BEN.gid)
+        try:
+            asked = world.begin(ANN, "Acquire", ACQUIRE, "vm", [top(mine)], lifting("owner"))
+            dialog = await world.agent.shown()
+            assert dialog.action == ANY_FILE
+            assert str(his) not in dialog.message
+            await world.agent.allow(dialog)
+            text = await refused(asked, REFUSED)
+            assert f"belongs to uid {BEN.uid}" in text
+            assert label(his) is label(mine) is None
+        finally:
+            mine.unlink()
+            shutil.rmtree(folder)
 
     story(tmp_path, work)
 

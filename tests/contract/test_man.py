@@ -30,7 +30,7 @@ _SECTIONS: Final = {
 }
 _ARROW: Final = r" No \(-> Fa "
 # Keys that are read only to be refused by this version; the page names them in the text.
-_LATER: Final = {"backing", "recursive"}
+_LATER: Final = {"recursive"}
 
 
 def _page_line(member: sources.Member) -> str:

@@ -135,6 +135,7 @@ def _other(section: str, key: str) -> str:
         "reserved": '"c5"',
         "slice": '"other.slice"',
         "relabel-from": '["other_t"]',
+        "relabel-devices-from": '["other_t"]',
         "repair": "false",
         "interval": "60",
     }

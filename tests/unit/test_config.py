@@ -137,6 +137,7 @@ process-context = "u:r:p_t:s0"
 image-context = "u:r:i_t:s0"
 content-context = "u:r:c_t:s0"
 relabel-from = ["a_t", "b_t"]
+relabel-devices-from = ["d_t"]
 [goals]
 directory = "/srv/goals/"
 [launch]
@@ -188,6 +189,7 @@ def test_every_key_has_its_place(file: Path) -> None:
         image_context=parse_context("u:r:i_t:s0"),
         content_context=parse_context("u:r:c_t:s0"),
         relabel_from=frozenset({"a_t", "b_t"}),
+        relabel_devices_from=frozenset({"d_t"}),
         goals_directory="/srv/goals",
         slice="vm.slice",
         start_timeout_s=1,
@@ -251,6 +253,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
     assert live == replace(
         old,
         relabel_from=new.relabel_from,
+        relabel_devices_from=new.relabel_devices_from,
         goals_directory=new.goals_directory,
         start_timeout_s=new.start_timeout_s,
         stop_timeout_s=new.stop_timeout_s,
@@ -264,6 +267,7 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
     )
     assert set(waiting) == {f.name for f in fields(Config)} - {
         "relabel_from",
+        "relabel_devices_from",
         "goals_directory",
         "start_timeout_s",
         "stop_timeout_s",

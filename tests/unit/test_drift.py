@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from svirtd.core import drift
 from svirtd.core.findings import FindingKind, Look
 from svirtd.core.model import Access, Hold, Identity
-from svirtd.core.plan import Rules
+from svirtd.core.rules import Rules
 
 OURS = "system_u:object_r:svirt_image_t:s0:c1,c2"
 HOLD = Hold("id", "vm", Identity(1, 2), "/a.img", Access.EXCLUSIVE, OURS, "original")

@@ -255,7 +255,7 @@ def test_an_unknown_goal_is_told_with_the_known_ones() -> None:
 
 @pytest.mark.parametrize("goal", BUILT_INS.values(), ids=lambda one: str(one.name))
 def test_what_systemd_keeps_a_unit_in(goal: Goal) -> None:
-    disks = [(8, 0, True), (253, 17, False)]
+    disks = [("block", 8, 0, True), ("block", 253, 17, False), ("char", 189, 3, True)]
     found = {
         name: (signature, value)
         for name, signature, value in properties(goal, "/run/netns/a", disks)
@@ -268,7 +268,12 @@ def test_what_systemd_keeps_a_unit_in(goal: Goal) -> None:
         assert found["DevicePolicy"] == ("s", "closed")
         assert found["DeviceAllow"] == (
             "a(ss)",
-            [["/dev/kvm", "rw"], ["/dev/block/8:0", "rw"], ["/dev/block/253:17", "r"]],
+            [
+                ["/dev/kvm", "rw"],
+                ["/dev/block/8:0", "rw"],
+                ["/dev/block/253:17", "r"],
+                ["/dev/char/189:3", "rw"],
+            ],
         )
     else:
         assert "DevicePolicy" not in found

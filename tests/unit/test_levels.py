@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svirtd.core import levels
+from svirtd.core.filesystems import Mount
 from svirtd.core.goals import ISOLATED
 from svirtd.core.levels import Sensitivities
 from svirtd.core.mcs import Level, Range, parse_context, parse_range
@@ -146,7 +147,7 @@ def decided(label: str | None, target: str, access: Access, level: str, *, held:
         False,
         label,
         0,
-        "ext4",
+        Mount("ext4"),
         Terms(level=level),
     )
     step = None if held else Step(seen.identity, seen.path, label, target)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from svirtd.core.filesystems import Mount
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import (
     Access,
@@ -72,7 +73,7 @@ def seen(**changes: Any) -> Seen:
         "setid": False,
         "label": IMAGE,
         "owner_uid": 1000,
-        "file_system": "ext4",
+        "mount": Mount("ext4"),
     }
     return Seen(**values | changes)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svirtd.core.filesystems import Mount
 from svirtd.core.goals import BUILT_INS, ISOLATED, Goal
 from svirtd.core.model import Access, Identity, Kind, ResourceRequest, Seen, Terms
 from svirtd.core.names import check_resource_id
@@ -101,7 +102,17 @@ def request(id_: str = "", access: Access = Access.READONLY, takes: str = "") ->
 
 def seen(id_: str = "", access: Access = Access.READONLY, path: str = "/d/a.img") -> Seen:
     return Seen(
-        path, access, path, Identity(1, 2), Kind.FILE, 1, False, None, 0, "ext4", Terms(id=id_)
+        path,
+        access,
+        path,
+        Identity(1, 2),
+        Kind.FILE,
+        1,
+        False,
+        None,
+        0,
+        Mount("ext4"),
+        Terms(id=id_),
     )
 
 

@@ -110,10 +110,10 @@ def test_facts_are_what_stat_says(tree: Path) -> None:
 def test_the_kind_of_a_file_system() -> None:
     for path, kind in (("/proc/self/status", "proc"), ("/sys", "sysfs"), ("/dev/pts", "devpts")):
         fd = os.open(path, os.O_PATH)
-        assert walk.kind_of(fd) == kind
+        assert walk.mount_of(fd).kind == kind
         os.close(fd)
     for fd in (os.memfd_create("nowhere"), os.eventfd(0)):
-        assert walk.kind_of(fd) == "unknown"
+        assert walk.mount_of(fd).kind == "unknown"
         os.close(fd)
 
 

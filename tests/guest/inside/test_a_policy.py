@@ -85,9 +85,18 @@ def test_folders_that_may_be_relabelled() -> None:
     assert targets("relabelto", "dir") == {"svirt_image_t", "svirtd_scratch_t"}
 
 
-@pytest.mark.parametrize("kind", ["lnk_file", "chr_file", "sock_file", "fifo_file"])
-def test_nothing_of_other_kinds_may_be_relabelled(kind: str) -> None:
-    assert targets("relabelfrom", kind) == targets("relabelto", kind) == set()
+@pytest.mark.parametrize("permission", ["relabelfrom", "relabelto"])
+def test_nodes_that_may_be_relabelled(permission: str) -> None:
+    devices = Config().relabel_devices_from | {"svirt_image_t"}
+    assert targets(permission, "chr_file") == members("svirtd_device_type") == devices
+    images = members("svirtd_image_type") | {"svirtd_scratch_t"}
+    assert targets(permission, "fifo_file") == targets(permission, "sock_file") == images
+    assert targets(permission, "lnk_file") == set()
+
+
+@pytest.mark.parametrize("kind", ["usb_device_t", "vfio_device_t", "memory_device_t"])
+def test_devices_are_not_opened(kind: str) -> None:
+    assert "open" not in allowed(DAEMON, kind, "chr_file")
 
 
 @pytest.mark.parametrize("kind", ["shadow_t", "etc_t", "bin_t", "usr_t", "fixed_disk_device_t"])
