@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from svirtd import __version__
 from svirtd.api import contract
+from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import GroupObjects
 from svirtd.api.objects import Objects
 from svirtd.api.router import Router
@@ -28,6 +29,7 @@ from svirtd.engine.digests import Digests
 from svirtd.engine.doors import Doors, file_threads
 from svirtd.engine.drift import Drift, Repair
 from svirtd.engine.enforcement import Enforcement
+from svirtd.engine.enrolled import Enrolled
 from svirtd.engine.events import Events
 from svirtd.engine.followed import Followed
 from svirtd.engine.foreign import Foreign
@@ -145,6 +147,7 @@ class Service:
         operations = Operations(doors, events, units)
         foreign = Foreign(doors)
         requests = Requests(doors, events, units, departures, operations, foreign)
+        enrolled = Enrolled(doors, events, units, operations, requests, foreign)
         reentry = Reentry(doors, events, operations, units)
         quarantine = Quarantine(doors)
         recovery = Recovery(doors, operations, units, departures, quarantine, reentry)
@@ -164,9 +167,17 @@ class Service:
 
         backups = Backups(doors.config.registry_path, doors.store, self._journal, doors.authority)
         groups = GroupObjects(Groups(doors, events, foreign))
-        followed = Followed(doors, events, operations)
         objects = Objects(
-            requests, Queries(doors), verify, jobs, backups, groups, foreign, followed, doors
+            requests,
+            Queries(doors),
+            verify,
+            jobs,
+            backups,
+            groups,
+            EnrolledObjects(enrolled, doors),
+            foreign,
+            Followed(doors, events, operations),
+            doors,
         )
         events.listen(objects)
         router = Router(

@@ -10,6 +10,7 @@ from svirtd.core.matrix import Cell
 from svirtd.core.mcs import format_categories
 from svirtd.core.model import VM, Hold
 from svirtd.core.plan import Plan
+from svirtd.engine.enrolled import EnrolledUnit
 from svirtd.engine.foreign import Listed
 from svirtd.engine.walls import View
 from svirtd.host.bus import Variant
@@ -32,6 +33,7 @@ VM_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[VM], object]]]] = {
     "Categories": ("s", lambda vm: vm.categories),
     "RuntimeDirectory": ("s", lambda vm: vm.runtime_dir),
     "Persistent": ("b", lambda vm: vm.persistent),
+    "Enrolled": ("s", lambda vm: vm.enrolled),
     "CreatedAt": ("t", lambda vm: vm.created_us),
 }
 
@@ -148,6 +150,20 @@ def foreign(one: Listed) -> dict[str, Variant]:
         "name": Variant("s", one.facts.name),
         "unit": Variant("s", one.facts.unit),
         "groups": Variant("as", list(one.groups)),
+    }
+
+
+def enrolled(one: EnrolledUnit, path: str) -> dict[str, Variant]:
+    """Return an enrolled unit as ListEnrolled tells it; `path` is the object of its VM."""
+    return {
+        "unit": Variant("s", one.enrolment.unit),
+        "vm": Variant("s", one.vm.name),
+        "object": Variant("o", path),
+        "state": Variant("s", one.vm.state.value),
+        "since": Variant("t", one.enrolment.since_us),
+        "context": Variant("s", one.context),
+        "drop-in": Variant("s", one.drop_in),
+        "problem": Variant("s", one.problem),
     }
 
 

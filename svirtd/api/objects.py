@@ -16,6 +16,7 @@ from svirtd.api.contract import (
     VM,
     VM_FOLDER,
 )
+from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import Emit, GroupObjects
 from svirtd.core.findings import Finding
 from svirtd.core.groups import GroupView
@@ -65,6 +66,7 @@ class Objects(Listener):
         jobs: Jobs,
         backups: Backups,
         groups: GroupObjects,
+        enrolled: EnrolledObjects,
         foreign: Foreign,
         followed: Followed,
         doors: Doors,
@@ -78,6 +80,7 @@ class Objects(Listener):
         self._matrix_ = Matrix(doors)
         self._walls = Walls(doors)
         self._groups = groups
+        self._enrolled = enrolled
         self._foreign = foreign
         self._followed = followed
         self.emit: Emit = lambda *_: None
@@ -112,6 +115,7 @@ class Objects(Listener):
             (VM, "Follow"): self._follow,
             (VM, "Ending"): self._ending,
             **self._groups.handlers(),
+            **self._enrolled.handlers(),
         }
 
     # -- org.svirt1.Manager -----------------------------------------------------------------
@@ -371,7 +375,7 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
-    features = ["caller-lifetime", "channels", "goals", "groups", "launch", "matrix"]
+    features = ["caller-lifetime", "channels", "enrolled", "goals", "groups", "launch", "matrix"]
     features += ["verify", "walls"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks

@@ -15,6 +15,7 @@ class UnitState:
     exit_code: int
     exit_status: int
     context: str
+    sub: str = ""
 
     @property
     def ended(self) -> bool:

@@ -13,6 +13,7 @@ from svirtd.core.model import State
 from svirtd.ctl.answers import Event, Row
 from svirtd.ctl.arguments import Disk
 from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, Dialog, failures
+from svirtd.ctl.enrolling import Enrolling
 from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost, no_bus
 from svirtd.ctl.sharing import Sharing
 from svirtd.ctl.values import Options, Values, plain, resources
@@ -51,7 +52,7 @@ def _stream(reply: Message) -> socket.socket:
             os.close(fd)
 
 
-class Client(Sharing):
+class Client(Sharing, Enrolling):
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
 
     @classmethod

@@ -12,6 +12,7 @@ from svirtd.core.model import Lifetime
 from svirtd.ctl import (
     arguments,
     book,
+    enrolled_commands,
     foreign_commands,
     goal_commands,
     group_commands,
@@ -372,6 +373,9 @@ COMMANDS: Final = {
         book.backup,
         book.restore,
         channel,
+        enrolled_commands.enroll,
+        enrolled_commands.unenroll,
+        enrolled_commands.enrolled,
         group_commands.group,
         wall_commands.wall,
         monitor,

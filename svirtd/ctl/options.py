@@ -62,6 +62,54 @@ name_argument = click.argument(
 )
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+_ABOUT_THE_VM: Final = (
+    click.option(
+        "--goal",
+        metavar="GOAL",
+        callback=parsed(arguments.carried),
+        help="What the labels must achieve; isolated is the default.",
+    ),
+    click.option(
+        "--level",
+        metavar="sN[-sM]",
+        callback=parsed(arguments.carried),
+        help="Sensitivity of the VM, where the policy has levels; s0 is the default.",
+    ),
+    click.option(
+        "--uuid",
+        metavar="UUID",
+        callback=parsed(arguments.carried),
+        help="Identity of the VM for other tools.",
+    ),
+    click.option(
+        "--disk",
+        "disks",
+        metavar=f"PATH[:{_ACCESS}[,KEY=VALUE]]",
+        multiple=True,
+        type=click.Path(),
+        callback=parsed(arguments.parse_disk),
+        help="Image file or block device. exclusive (what most goals take if none is said): "
+        "for this VM alone. "
+        "readonly: so, and it only reads. public: any VM may read it. group=NAME: for the VMs "
+        "of a group; readonly,group=NAME: so, and they only read. Repeatable.",
+    ),
+    click.option(
+        "--group",
+        "groups",
+        metavar="NAME",
+        multiple=True,
+        callback=parsed(arguments.carried),
+        help="Put the VM into this group for this run. Repeatable.",
+    ),
+)
+
+
+def enrol_options(function: _F) -> _F:
+    """Add what enroll takes, beside the unit."""
+    for option in _ABOUT_THE_VM:
+        function = option(function)
+    return function
+
 
 def request_options(function: _F) -> _F:
     """Add what launch, acquire and plan take."""
@@ -81,44 +129,7 @@ def request_options(function: _F) -> _F:
             "anybody's. links: they may have more than one name. Repeatable.",
         ),
         click.option("--persistent", is_flag=True, help="Keep name and categories after release."),
-        click.option(
-            "--goal",
-            metavar="GOAL",
-            callback=parsed(arguments.carried),
-            help="What the labels must achieve; isolated is the default.",
-        ),
-        click.option(
-            "--level",
-            metavar="sN[-sM]",
-            callback=parsed(arguments.carried),
-            help="Sensitivity of the VM, where the policy has levels; s0 is the default.",
-        ),
-        click.option(
-            "--uuid",
-            metavar="UUID",
-            callback=parsed(arguments.carried),
-            help="Identity of the VM for other tools.",
-        ),
-        click.option(
-            "--disk",
-            "disks",
-            metavar=f"PATH[:{_ACCESS}[,KEY=VALUE]]",
-            multiple=True,
-            type=click.Path(),
-            callback=parsed(arguments.parse_disk),
-            help="Image file or block device. exclusive (what most goals take if none is said): "
-            "for this VM alone. "
-            "readonly: so, and it only reads. public: any VM may read it. group=NAME: for the VMs "
-            "of a group; readonly,group=NAME: so, and they only read. Repeatable.",
-        ),
-        click.option(
-            "--group",
-            "groups",
-            metavar="NAME",
-            multiple=True,
-            callback=parsed(arguments.carried),
-            help="Put the VM into this group for this run. Repeatable.",
-        ),
+        *_ABOUT_THE_VM,
     ):
         function = option(function)
     return function

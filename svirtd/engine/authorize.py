@@ -44,6 +44,7 @@ class Action(enum.Enum):
     BACKUP = "copy the book"
     CLEAR_WALLS = "clear the history of a wall"
     MANAGE_GROUPS = "manage groups"
+    ENROLL = "have services run under labels of VMs"
 
 
 # What the owner of a thing may do with it unasked.
@@ -76,6 +77,7 @@ _PERMISSIONS: Final[Mapping[Action, str]] = {
     Action.BACKUP: "backup",
     Action.CLEAR_WALLS: "wall",
     Action.MANAGE_GROUPS: "group",
+    Action.ENROLL: "enroll",
 }
 # polkit's action for each that it is asked about: dbus/org.svirt1.policy has the defaults.
 POLKIT: Final[Mapping[Action, str]] = {
@@ -94,6 +96,7 @@ POLKIT: Final[Mapping[Action, str]] = {
     Action.BACKUP: "org.svirt1.backup",
     Action.CLEAR_WALLS: "org.svirt1.clear-walls",
     Action.MANAGE_GROUPS: "org.svirt1.manage-groups",
+    Action.ENROLL: "org.svirt1.enroll",
 }
 # What a dialog says where the action's own message leaves open what is about to happen.
 MESSAGES: Final[Mapping[Action, str]] = {
@@ -114,7 +117,7 @@ class About:
 
     `account` is the user that a VM is to run as, `command` what it is to run, and `level` the
     sensitivities that it and its files are to have; `group` is one of VMs, `wall` one whose history
-    of `vm` is to be forgotten.
+    of `vm` is to be forgotten; `unit` is a service that is to run as the VM.
     """
 
     vm: str = ""
@@ -124,6 +127,7 @@ class About:
     wall: str = ""
     level: str = ""
     group: str = ""
+    unit: str = ""
 
 
 def sees(caller: Caller, vm: VM) -> bool:
@@ -219,6 +223,7 @@ class Authority:
             "wall": shown_to_judge(about.wall) if about.wall else "",
             "level": shown_to_judge(about.level) if about.level else "",
             "group": shown_to_judge(about.group) if about.group else "",
+            "unit": shown_to_judge(about.unit) if about.unit else "",
             "owner": await self._name_of(owner_uid) if owner_uid is not None else "",
         }
         if action in MESSAGES:

@@ -8,7 +8,8 @@ object cannot both see it free.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from svirtd.book import groups, ledger, pool, registry
+from svirtd.book import enrolments, groups, ledger, pool, registry
+from svirtd.book.enrolments import Enrolment
 from svirtd.book.store import Database
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group
@@ -33,7 +34,8 @@ from svirtd.engine.calendar import now_us
 from svirtd.engine.decide import OtherSets, decide
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
-from svirtd.errors import Failed, NoSuchVM
+from svirtd.errors import Drift, Failed, NoSuchVM, VMExists
+from svirtd.host.runtime import Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,16 @@ class Launching:
     runtime_directory: str
 
 
+@dataclass(frozen=True, slots=True)
+class Enrolling(Launching):
+    """What the start of an administrator's unit adds: how it is enrolled, the context that the unit
+    file gives its processes, and whom they run as."""
+
+    enrolment: Enrolment
+    context: str
+    account: Account
+
+
 def begin_acquire(
     db: Database,
     doors: Doors,
@@ -71,6 +83,7 @@ def begin_acquire(
     """
     known, vm, decided = decide(db, doors, caller, request, seen, others, goal, pool.draw_rank)
     decided.refuse()
+    _refuse_other_unit(db, known, vm, launching)
     if decided.decisions or launching is not None or vm.groups:
         # Said before it is true, so that nobody has to wait for a second entry once it is: until
         # the reply the VM has not been announced, and a failure takes it out of the book. A unit
@@ -115,13 +128,33 @@ def begin_acquire(
     registry.add_holds(db, vm, holds)
     operation = ledger.open_operation(
         db,
-        OperationKind.ACQUIRE if launching is None else OperationKind.LAUNCH,
+        # An enrolled unit waits for the labels before it starts; it is not ours to start or undo.
+        OperationKind.LAUNCH if type(launching) is Launching else OperationKind.ACQUIRE,
         vm,
         decided.steps,
         created=known is None,
         caller_uid=caller.uid,
     )
     return Begun(before, Entry(vm, holds), operation)
+
+
+def _refuse_other_unit(db: Database, known: VM | None, vm: VM, launching: Launching | None) -> None:
+    """Raise what keeps an enrolled VM's label from all but its unit, and its unit from another."""
+    if not isinstance(launching, Enrolling):
+        if known is not None and known.enrolled:
+            raise VMExists(
+                f"VM {known.name!r} is enrolled for {known.enrolled}, which alone has its label; "
+                "start that, or take another name"
+            )
+        return
+    if known is None or enrolments.by_unit(db, launching.unit) != launching.enrolment:
+        raise Failed(f"{launching.unit} has been enrolled anew meanwhile; start it again")
+    if launching.context != vm.process_context:
+        raise Drift(
+            f"{launching.unit} would run as {launching.context or 'systemd says, with no label'}, "
+            f"and VM {vm.name!r} is {vm.process_context}: its drop-in is not what it should be; "
+            "write it again with svirtctl enrolled refresh, then start the unit"
+        )
 
 
 def dry_run(
@@ -222,7 +255,7 @@ def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.
         registry.remove_vm(db, operation.vm)
         pool.retire(db, operation.vm.rank)
     else:
-        registry.update_vm(db, _reserved(operation.vm))
+        registry.update_vm(db, reserved(operation.vm))
 
 
 def begin_release(
@@ -238,7 +271,7 @@ def begin_release(
     holds = tuple(registry.holds_of(db, vm))
     if vm.state is State.RESERVED and not holds:
         if vm.persistent:
-            registry.update_vm(db, _reserved(vm))
+            registry.update_vm(db, reserved(vm))
         return None
     steps = []
     for hold in holds:
@@ -301,9 +334,9 @@ def finish_release(
     ledger.close_operation(db, operation)
     pool.suspect(db, suspects)
     if vm.persistent:
-        reserved = _reserved(vm)
-        registry.update_vm(db, reserved)
-        return reserved
+        kept = reserved(vm)
+        registry.update_vm(db, kept)
+        return kept
     registry.remove_vm(db, vm)
     pool.retire(db, vm.rank)
     return None
@@ -316,6 +349,10 @@ def remove_reserved(db: Database, known: VM) -> VM:
         raise NoSuchVM("the VM has left the book meanwhile")
     if vm.state is not State.RESERVED:
         raise Failed(f"VM {vm.name!r} is {vm.state.value}; release it before it is forgotten")
+    if vm.enrolled:
+        raise Failed(
+            f"VM {vm.name!r} is enrolled for {vm.enrolled}; svirtctl unenroll takes both away"
+        )
     registry.remove_vm(db, vm)
     pool.retire(db, vm.rank)
     return vm
@@ -328,7 +365,8 @@ def set_failed(db: Database, vm: VM, reason: str) -> VM:
     return failed
 
 
-def _reserved(vm: VM) -> VM:
+def reserved(vm: VM) -> VM:
+    """Return a VM as it is when it holds nothing and no process of it runs."""
     # Its groups' categories may be another group's by the time that somebody reads the context.
     own, image = parse_context(vm.process_context), parse_context(vm.image_context)
     if vm.groups:

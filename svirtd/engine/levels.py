@@ -8,10 +8,11 @@ from collections.abc import Sequence
 
 from svirtd.core import levels
 from svirtd.core.levels import Sensitivities
-from svirtd.core.mcs import Context
-from svirtd.core.model import Mode, Request, Standing
+from svirtd.core.mcs import Context, parse_context
+from svirtd.core.model import VM, Mode, Request, Standing
 from svirtd.engine.doors import Doors
 from svirtd.errors import LabelRefused
+from svirtd.host.kernel import Kernel
 
 
 def chosen(doors: Doors, request: Request) -> str:
@@ -61,3 +62,12 @@ def _without(standing: Standing) -> str:
         f"the loaded policy {standing.policy!r} has categories and no levels (MCS), so that there "
         "is only s0; leave the level out, or load a policy with levels (MLS)"
     )
+
+
+def of_sockets(kernel: Kernel, vm: VM) -> str:
+    """Return the daemon's own context at the VM's level: the VM may talk through such a socket."""
+    own = kernel.own_context()
+    if own is None:
+        return vm.process_context
+    level = parse_context(vm.process_context).range
+    return str(Context(own.user, own.role, own.type, level))

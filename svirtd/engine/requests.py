@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from svirtd.book import registry
 from svirtd.core.goals import Goal
-from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Caller, Command, Lifetime, Operation, Request, State
 from svirtd.core.names import check_socket_name, unit_name
 from svirtd.core.plan import Plan
@@ -20,7 +19,7 @@ from svirtd.engine.again import until_done
 from svirtd.engine.authorize import About, Action, refuse_labeller, refuse_settings
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
-from svirtd.engine.entries import Begun, Launching
+from svirtd.engine.entries import Begun, Enrolling, Launching
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.openings import Held, Openings
@@ -37,7 +36,6 @@ from svirtd.failpoints import Point, reach
 from svirtd.host import credentials, opening, runtime
 from svirtd.host.bus import BusError, BusLost
 from svirtd.host.journal import MessageId
-from svirtd.host.kernel import Kernel
 from svirtd.host.opening import Opened
 
 T = TypeVar("T")
@@ -66,12 +64,15 @@ class Requests:
         departures.on_gone = self._caller_gone
         departures.spawn = doors.spawn
 
-    async def acquire(self, caller: Caller, request: Request) -> VM:
-        """Label the resources for a VM that somebody else starts."""
+    async def acquire(
+        self, caller: Caller, request: Request, enrolled: Enrolling | None = None
+    ) -> VM:
+        """Label the resources for a VM that somebody else starts: `enrolled`, as that unit."""
         await self._may(caller, Action.LABEL, request)
         goal, request = self._goal(request)
         goals.refuse_to_acquire(goal, request)
-        await self._may_choose_level(caller, request)
+        if enrolled is None:  # else it was asked for, and allowed, when the unit was enrolled
+            await self._may_choose_level(caller, request)
         async with (
             self._openings.lifted(caller, request) as held,
             self._operations.names.hold(request.name),
@@ -80,8 +81,8 @@ class Requests:
             self._doors.goals.refuse_unkept(goal)
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
-                begun = await self._begin(caller, request, goal, opened, None)
-                entry = await self._label_all(begun, opened, goal)
+                begun = await self._begin(caller, request, goal, opened, enrolled)
+                entry = await self._label_all(begun, opened, goal, enrolled)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("acquire", caller.uid))
         return entry.vm
@@ -151,9 +152,9 @@ class Requests:
         await self._doors.authority.authorize(caller, Action.CONNECT, vm=vm)
         if vm.state is not State.RUNNING or not vm.runtime_dir:
             raise Failed(
-                f"VM {name!r} is {vm.state.value}; only a launched VM that runs has channels"
+                f"VM {name!r} is {vm.state.value}; only one that runs in a unit has channels"
             )
-        level = _socket_context(self._doors.kernel, vm)
+        level = levels.of_sockets(self._doors.kernel, vm)
         return await self._openings.connect(vm, socket, level)
 
     # -- the pipeline's own parts -----------------------------------------------------------
@@ -242,7 +243,7 @@ class Requests:
         request: Request,
         goal: Goal,
         opened: Sequence[Opened],
-        launching: Launching | None,
+        launching: Launching | Enrolling | None,
     ) -> Begun:
         seen = [one.seen for one in opened]
         stored = replace(caller, unique_name=self._departures.stored(caller.unique_name))
@@ -256,12 +257,16 @@ class Requests:
         reach(Point.BEGIN_AFTER)
         return begun
 
-    async def _label_all(self, begun: Begun, opened: Sequence[Opened], goal: Goal) -> Entry:
+    async def _label_all(
+        self, begun: Begun, opened: Sequence[Opened], goal: Goal, enrolled: Enrolling | None
+    ) -> Entry:
         if begun.operation is None:
             return begun.entry
         await self._operations.label(begun.operation, opened)
         try:
             entry = await self._operations.take_digests(goal, begun.entry, opened)
+            if enrolled is not None:
+                await self._units.make_folder(entry.vm, enrolled.account, {})
         except Exception:
             await self._operations.take_back(begun.operation)
             raise
@@ -385,12 +390,3 @@ def _refuse_other(vm: VM, id_: str) -> None:
     """A name is used again: whoever means one VM must not get the next one of its name."""
     if id_ and vm.id != id_:
         raise NoSuchVM(f"VM {vm.name!r} is not the one that is meant: look at it again")
-
-
-def _socket_context(kernel: Kernel, vm: VM) -> str:
-    """The daemon's own context at the VM's level: such a socket the VM may talk through."""
-    own = kernel.own_context()
-    if own is None:
-        return vm.process_context
-    level = parse_context(vm.process_context).range
-    return str(Context(own.user, own.role, own.type, level))

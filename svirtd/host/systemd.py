@@ -194,6 +194,14 @@ class Systemd:
             raise UnitFailed(f"{unit} is still {state.active} after it was stopped")
         await self._unreference(unit)
 
+    async def ask_to_stop(self, unit: str) -> None:
+        """Have a unit stopped, and do not wait for that. Raises UnitFailed."""
+        try:
+            await self._call("StopUnit", "ss", [unit, "replace"])
+        except BusError as error:
+            if error.name not in _NOT_LOADED:
+                raise UnitFailed(f"systemd did not stop {unit}: {error.text}") from error
+
     async def kill(self, unit: str) -> None:
         """Send SIGKILL to every process of a unit; one that is not loaded has none."""
         try:

@@ -73,6 +73,7 @@ def unit_state(unit: str, general: Properties, service: Properties) -> UnitState
         exit_code=service["ExecMainCode"].value,
         exit_status=service["ExecMainStatus"].value,
         context=service["SELinuxContext"].value[1],
+        sub=general["SubState"].value,
     )
 
 

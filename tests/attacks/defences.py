@@ -166,6 +166,10 @@ DEFENCES: Final[dict[str, Defence]] = {
         "authorize.sees() is asked before anything of a VM but its name, state and owner is told",
         (("svirtd.engine.authorize", "sees", _always(True)),),
     ),
+    "starts and ends of units are told by root": Defence(
+        "StartEnrolled and EndEnrolled are for uid 0 alone",
+        (("svirtd.engine.enrolled", "_refuse_others", _always(None)),),
+    ),
     "a VM is meant by its Id": Defence(
         "what was authorized, or seen, is about one VM; a later one of its name is another",
         (("svirtd.engine.requests", "_refuse_other", _always(None)),),

@@ -54,6 +54,11 @@ ARGUMENTS = {
     (MANAGER, "ListForeign"): [],
     (MANAGER, "ListWalls"): [],
     (MANAGER, "ClearWall"): ["'banks'", "'{name}'", "@a{sv} {}"],
+    (MANAGER, "Enroll"): ["'x.service'", "'x'", "[{'path': <'{disk}'>}]", "@a{sv} {}"],
+    (MANAGER, "Unenroll"): ["'x.service'", "@a{sv} {}"],
+    (MANAGER, "ListEnrolled"): [],
+    (MANAGER, "StartEnrolled"): ["'x.service'", "@a{sv} {}"],
+    (MANAGER, "EndEnrolled"): ["'x.service'", "@a{sv} {}"],
     (MANAGER, "CreateGroup"): ["'g'", "@a{sv} {}"],
     (MANAGER, "DeleteGroup"): ["'theirs'", "@a{sv} {}"],
     (MANAGER, "ListGroups"): [],
@@ -112,6 +117,7 @@ READS = {
     (MANAGER, "ListVMs"): f"([('secret', 'labelled', '', uint32 0, objectpath '{EXISTING}')],)",
     (MANAGER, "FindOwners"): "(@aa{sv} [],)",
     (MANAGER, "ListGoals"): "([{'name': <'isolated'>, ",
+    (MANAGER, "ListEnrolled"): "(@aa{sv} [],)",
     (MANAGER, "ListGroups"): f"([('theirs', uint32 0, objectpath '{THEIRS}')],)",
     (PROPERTIES, "Get"): "(<'secret'>,)",
     (PROPERTIES, "GetAll"): "({'Name': <'secret'>, 'Owner': <uint32 0>, 'State': <'labelled'>},)",
@@ -141,6 +147,9 @@ def test_denied(client: Client, disk: Path, tmp_path: Path, interface: str, memb
             # Not on the bus's list: in its own words, which name the sender's process.
             assert DENIED in answer
             assert "Rejected send message" in answer
+        case _, "StartEnrolled" | "EndEnrolled":
+            # systemd's to call, as root; no administrator could allow it to anybody else.
+            assert f"{DENIED}: uid {NOBODY} may not tell svirtd of a unit's start or end" in answer
         case _, "Cancel":
             assert "org.freedesktop.DBus.Error.UnknownObject: there is no job 1" in answer
         case _:

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from svirtd.api import answers, contract, group_objects, objects
 from svirtd.api.call import Call, Reply
+from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import GroupObjects
 from svirtd.api.objects import Objects
 from tests.contract import sources
@@ -27,7 +28,9 @@ def _handlers() -> dict[tuple[str, str], Any]:
     # The table is made without asking anything of what the handlers will work with.
     nothing = cast("Any", None)
     groups = GroupObjects(nothing)
-    made = Objects(nothing, nothing, nothing, nothing, nothing, groups, nothing, nothing, nothing)
+    enrolled = EnrolledObjects(nothing, nothing)
+    some = (nothing, nothing, nothing, nothing, nothing, groups)
+    made = Objects(*some, enrolled, nothing, nothing, nothing)
     return dict(made.handlers())
 
 

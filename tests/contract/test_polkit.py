@@ -21,9 +21,11 @@ _OWN: Final = {"org.svirt1.launch", "org.svirt1.acquire"}
 # A dialog that shows nothing of the request: an answer may count for the next one too.
 _KEPT: Final = {"org.svirt1.verify", "org.svirt1.repair", "org.svirt1.backup"}
 # For members of the contract that this version does not have yet.
-_LATER: Final = {f"org.svirt1.{name}" for name in ("share-host-wide", "enroll")}
+_LATER: Final = {"org.svirt1.share-host-wide"}
 # What svirtd tells polkit of a request.
-_DETAILS: Final = {"vm", "files", "user", "owner", "account", "command", "group", "wall", "level"}
+_DETAILS: Final = {
+    *("vm", "files", "user", "owner", "account", "command", "group", "wall", "level", "unit")
+}
 
 
 def _actions() -> dict[str, ElementTree.Element]:

@@ -28,6 +28,8 @@ _EMPTY = (
     "/etc/systemd",
     "/etc/dbus-1",
     "/etc/polkit-1/rules.d",
+    # Where units find programs before all others: svirtctl, for those that have it called.
+    "/usr/local/sbin",
     "/var/log/journal",
 )
 # The project's own: a host on which it was never installed does not have them.

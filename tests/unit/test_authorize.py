@@ -161,6 +161,7 @@ def test_what_polkit_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         "group": "",
         "wall": "",
         "level": "",
+        "unit": "",
         "owner": "",
     }
     details = told(world, Action.MANAGE_GROUPS, About(group="g\n"))

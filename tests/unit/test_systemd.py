@@ -71,6 +71,7 @@ class Manager:
                 return "a{sv}", [
                     {
                         "ActiveState": Variant("s", self.state),
+                        "SubState": Variant("s", "running"),
                         "Result": Variant("s", "success"),
                         "MainPID": Variant("u", 7),
                         "ExecMainCode": Variant("i", 0),
