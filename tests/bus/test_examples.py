@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.bus.manual import examples
+from tests.bus.manual import examples, programs
 from tests.sandbox import Sandbox
 from tests.sandbox.accounts import ANN, NOBODY, ROOT_PASSWORD, Account, home
-from tests.support import REPO, Client, Daemon, image, label, svirt_units, wait_for
+from tests.support import Client, Daemon, image, label, svirt_units, wait_for
 from tests.terminal import Terminal
 
 # Under emulation a QEMU takes long to come up.
-_START_S = 90.0
+START_S = 90.0
 _STATES = ["running", "releasing", "gone"]
 
 
@@ -77,12 +77,11 @@ def own_daemon(own_daemon: Daemon, sandbox: Sandbox) -> Daemon:
 @contextmanager
 def at_home(user: User) -> Iterator[User]:
     """Give a user a disk and the examples for the time of the block."""
-    shutil.copytree(REPO / "examples", user.home, dirs_exist_ok=True)
-    image(user.disk)
-    for path in user.home.iterdir():
+    made = [image(user.disk), *(Path(shutil.copy(one, user.home)) for one in programs())]
+    for path in made:
         os.chown(path, user.account.uid, user.account.gid)
     yield user
-    for path in [user.disk, *(user.home / one.name for one in (REPO / "examples").iterdir())]:
+    for path in made:
         path.unlink()
 
 
@@ -120,7 +119,7 @@ def test_a_vm_from_launch_to_ctrl_c(daemon: Daemon, client: Client, member: User
     before = label(member.disk)
     client.acquire("other")
     with member.tool("web") as tool:
-        tool.until("Ctrl-C stops it", _START_S)
+        tool.until("Ctrl-C stops it", START_S)
         shown, other = client.properties("web"), client.properties("other")
         assert f"web: runs in svirt-web.service as {shown['ProcessContext']}\n" in tool.text()
         assert "web: QEMU says running\n" in tool.text()
@@ -131,10 +130,10 @@ def test_a_vm_from_launch_to_ctrl_c(daemon: Daemon, client: Client, member: User
         # Whoever comes second is told who was first.
         for name, says in (("web2", "The disk is taken. .* VM 'web' "), ("web", "Choose another")):
             with member.tool(name) as second:
-                assert second.ended(_START_S) == 1
+                assert second.ended(START_S) == 1
                 assert re.search(f"^{says}", second.text(), re.M), second.text()
         tool.type("\x03")
-        assert tool.ended(_START_S) == 0, tool.text()
+        assert tool.ended(START_S) == 0, tool.text()
         assert states(tool, "web") == _STATES
         assert "Password" not in tool.text()
     client.release("other")
@@ -146,13 +145,13 @@ def test_it_ends_with_its_vm_and_its_vm_with_it(
 ) -> None:
     before = label(member.disk)
     with member.tool("web") as tool:
-        tool.until("Ctrl-C stops it", _START_S)
+        tool.until("Ctrl-C stops it", START_S)
         os.kill(client.properties("web")["MainPID"], signal.SIGKILL)
-        assert tool.ended(_START_S) == 0, tool.text()
+        assert tool.ended(START_S) == 0, tool.text()
         assert states(tool, "web") == _STATES
     nothing_left(client, member, before)
     with member.tool("web") as tool:
-        tool.until("Ctrl-C stops it", _START_S)
+        tool.until("Ctrl-C stops it", START_S)
         os.kill(tool.pid, signal.SIGKILL)
         nothing_left(client, member, before)
 
@@ -161,20 +160,20 @@ def test_somebody_has_to_agree(daemon: Daemon, client: Client, stranger: User) -
     """polkit's agent asks on the terminal: a wrong password, Ctrl-C, the right one."""
     before = label(stranger.disk)
     with stranger.tool("web") as tool:
-        tool.authenticate("wrong", _START_S)
-        assert tool.ended(_START_S) == 1
+        tool.authenticate("wrong", START_S)
+        assert tool.ended(START_S) == 1
         assert "\nNot allowed. " in tool.text()
         assert "refused by polkit's action org.svirt1.launch" in tool.text()
     nothing_left(client, stranger, before)
     with stranger.tool("web") as tool:
-        tool.until("Password: ", _START_S)
+        tool.until("Password: ", START_S)
         tool.type("\x03")
-        assert tool.ended(_START_S) == 1
+        assert tool.ended(START_S) == 1
         assert "Given up" in tool.text()
     nothing_left(client, stranger, before)
     with stranger.tool("web") as tool:
-        tool.authenticate(stranger.password, _START_S)
-        tool.until("Ctrl-C stops it", _START_S)
+        tool.authenticate(stranger.password, START_S)
+        tool.until("Ctrl-C stops it", START_S)
         asked = f"(uid {stranger.account.uid}) to launch the virtual machine 'web'"
         assert asked in tool.text()
         shown = client.properties("web")
@@ -182,7 +181,7 @@ def test_somebody_has_to_agree(daemon: Daemon, client: Client, stranger: User) -
         assert label(stranger.disk) == shown["ImageContext"] != before
         # What is one's own is stopped without a question.
         tool.type("\x03")
-        assert tool.ended(_START_S) == 0, tool.text()
+        assert tool.ended(START_S) == 0, tool.text()
         assert tool.text().count("Password: ") == 1
         assert states(tool, "web") == _STATES
     nothing_left(client, stranger, before)
@@ -191,7 +190,7 @@ def test_somebody_has_to_agree(daemon: Daemon, client: Client, stranger: User) -
 def test_the_same_with_busctl(daemon: Daemon, client: Client, member: User) -> None:
     before = label(member.disk)
     with member.runs("/bin/sh", "busctl.sh", "web", "disk.img") as script:
-        assert script.ended(_START_S) == 0, script.text()
+        assert script.ended(START_S) == 0, script.text()
         path = "/org/svirt1/vm/web"
         for part in (
             'os "/org/svirt1/vm/web" "svirt-web.service"\n',
@@ -210,8 +209,8 @@ def test_somebody_has_to_agree_to_busctl(daemon: Daemon, client: Client, strange
     (commands,) = examples("WRITING A CLIENT")
     commands = commands.replace("/srv/vm/web.raw", str(stranger.disk))
     with stranger.runs("/bin/sh", "-c", commands) as call:
-        call.authenticate(stranger.password, _START_S)
-        call.until('o "/org/svirt1/vm/web"', _START_S)
+        call.authenticate(stranger.password, START_S)
+        call.until('o "/org/svirt1/vm/web"', START_S)
         assert label(stranger.disk) == client.properties("web")["ImageContext"]
         call.close()
     client.release("web")

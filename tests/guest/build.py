@@ -192,6 +192,11 @@ def _mirror() -> str:
 def install(tree: Path, deb: Path) -> None:
     """Install the package as an administrator would; what it needs is in the tree already."""
     shutil.copy(deb, tree / "root" / deb.name)
+    # What of its documentation the tests read: the tree leaves all of that out.
+    (tree / "etc/dpkg/dpkg.cfg.d/of-svirtd").write_text(
+        "path-include=/usr/share/doc/svirtd*\npath-include=/usr/share/man/man5*\n",
+        "utf-8",
+    )
     # Nothing may be started in here.
     deny = tree / "usr" / "sbin" / "policy-rc.d"
     deny.write_text("#!/bin/sh\nexit 101\n", "utf-8")

@@ -24,7 +24,7 @@ _COSTS_S: Final = {
     "a_policy": 60,
     "c_service": 90,
     "d_switches": 160,
-    "e_clients": 20,
+    "e_clients": 60,
     "f_drift": 120,
     "k_matrix": 70,
     "m_goals": 70,
