@@ -6,6 +6,7 @@ tree's own loader.
 """
 
 import functools
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -22,6 +23,8 @@ _MEMORY_MIB: Final = 2048
 _PROCESSORS: Final = 2
 _PROBE_S: Final = 20.0
 LAST: Final = "SVIRT-GUEST-RC "
+# What its tests keep, of what they have made: a screenshot.
+_KEPT: Final = "kept.tar"
 # What the guest gets of the tree: not the package, which it has as it was installed.
 _PASSED: Final = ("tests", "pyproject.toml")
 _KERNEL: Final = (
@@ -81,16 +84,38 @@ def boot(
         open(output, encoding="utf-8", errors="replace") as said,
     ):
         try:
-            return Verdict(follow(process, said, shown, limit_s), folder)
+            code = follow(process, said, shown, limit_s)
         finally:
             process.kill()
+    if code is not None:
+        for path in unpack(folder):
+            shown.write(f"guest: kept {path}\n")
+    return Verdict(code, folder)
 
 
 def prepare(folder: Path, arguments: str) -> None:
     """Pack what the guest gets, and empty what it will say."""
     _pack(folder / "source.tar", arguments)
-    for name in ("output", "journal", "console"):
+    for name in ("output", "journal", "console", _KEPT):
         (folder / name).write_bytes(b"")
+    shutil.rmtree(folder / "kept", ignore_errors=True)
+
+
+def unpack(folder: Path) -> list[Path]:
+    """Take what the guest's tests have kept out of its archive; returns where it lies."""
+    archive = folder / _KEPT
+    if archive.stat().st_size == 0:
+        return []
+    kept = folder / "kept"
+    kept.mkdir()
+    with tarfile.open(archive) as packed:
+        files = {Path(one.name).name: one for one in packed if one.isfile()}
+        for name, member in files.items():
+            # The last part of its name: a guest chooses no place on the host.
+            source = packed.extractfile(member)
+            assert source is not None
+            (kept / name).write_bytes(source.read())
+    return [kept / name for name in files]
 
 
 def qemu_command(
@@ -113,6 +138,8 @@ def qemu_command(
         *("-device", "virtserialport,chardev=out,nr=1"),
         *("-chardev", f"file,id=log,path={folder}/journal"),
         *("-device", "virtserialport,chardev=log,nr=2"),
+        *("-chardev", f"file,id=kept,path={folder}/{_KEPT}"),
+        *("-device", "virtserialport,chardev=kept,nr=3"),
     ]
 
 

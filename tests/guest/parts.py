@@ -29,6 +29,7 @@ _COSTS_S: Final = {
     "k_matrix": 70,
     "m_goals": 70,
     "o_coexist": 150,
+    "p_desk": 90,
 }
 _ON_OLDER: Final = (
     *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix", "l_types"),

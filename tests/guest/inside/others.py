@@ -51,14 +51,14 @@ class Domain:
         self.name = name
         described = Path(f"/root/{name}.xml")
         described.write_text(_DOMAIN.format(name=name), "utf-8")
-        _virsh("create", str(described))
+        virsh("create", str(described))
         self.pid = int(Path(f"/run/libvirt/qemu/{name}.pid").read_text("utf-8"))
         self.context = process_label(self.pid)
         self.categories = categories(self.context)
 
     def end(self) -> None:
         """Pull its plug, and wait until its process is gone."""
-        _virsh("destroy", self.name)
+        virsh("destroy", self.name)
         wait_for("its process is gone", lambda: not Path(f"/proc/{self.pid}").exists())
 
 
@@ -105,7 +105,8 @@ def _podman(*arguments: str) -> str:
     return _run("podman", *arguments)
 
 
-def _virsh(*arguments: str) -> str:
+def virsh(*arguments: str) -> str:
+    """Run virsh and return its output."""
     return _run("virsh", "--connect", "qemu:///system", "--quiet", *arguments)
 
 
