@@ -4,12 +4,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from svirtd.core.filesystems import Labels
 from svirtd.core.findings import Finding
 from svirtd.core.job import JobView
 from svirtd.core.matrix import Cell
 from svirtd.core.mcs import format_categories
 from svirtd.core.model import VM, Hold
-from svirtd.core.plan import Plan
+from svirtd.core.plan import Decision, Plan
 from svirtd.engine.enrolled import EnrolledUnit
 from svirtd.engine.foreign import Listed
 from svirtd.engine.walls import View
@@ -100,11 +101,20 @@ def plan_steps(plan: Plan) -> list[dict[str, Variant]]:
             "from": Variant("s", decision.seen.label or ""),
             "to": Variant("s", decision.target),
         }
+        if decision.stays and decision.refusal is None:
+            step["stays"] = Variant("s", _stays(decision))
         if decision.refusal is not None:
             step["error"] = Variant("s", decision.refusal.name)
             step["reason"] = Variant("s", decision.refusal.text)
         steps.append(step)
     return steps
+
+
+def _stays(decision: Decision) -> str:
+    mount = decision.seen.mount
+    if mount.labels is Labels.FIXED:
+        return f"{mount.point} is mounted with it (context=), and gives it to all that is there"
+    return "it is another user's, and every VM reads it by that already"
 
 
 def held() -> dict[str, Variant]:

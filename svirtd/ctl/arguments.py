@@ -21,7 +21,7 @@ _SIZE_EXPONENT: Final = {unit: exponent for exponent, unit in enumerate(["", *"K
 # Unit files say seconds, the bus says microseconds.
 _SPANS: Final = {"RuntimeMaxSec": "RuntimeMaxUSec", "TimeoutStopSec": "TimeoutStopUSec"}
 # The keys of a resource, see org.svirt1(5), that can be said behind its path.
-_TERMS: Final = ("id", "group", "level", "until", "at-end", "overlay")
+_TERMS: Final = ("id", "group", "level", "until", "at-end", "overlay", "format", "backing")
 _KEYS: Final = r"(?:,[a-z-]+=[^,]*)*"
 _DISK = re.compile(rf"(.*):(?:({'|'.join(Access)})({_KEYS})|(group=[^,]*{_KEYS}))", re.S)
 _CATEGORIES = re.compile(r"c\d+(?:[.,]c\d+)*")

@@ -12,6 +12,7 @@ from svirtd.core.model import Access, Lifetime, Override
 from svirtd.ctl import arguments
 from svirtd.ctl.client import Client
 from svirtd.ctl.failures import Failure
+from svirtd.ctl.resource_options import resource_options
 
 _ACCESS: Final = "|".join(Access)
 _COMPLETION_TIMEOUT_S: Final = 1.0
@@ -88,8 +89,8 @@ _ABOUT_THE_VM: Final = (
         multiple=True,
         type=click.Path(),
         callback=parsed(arguments.parse_disk),
-        help="Image file or block device. exclusive (what most goals take if none is said): "
-        "for this VM alone. "
+        help="Image file, device, fifo or socket. exclusive (what most goals take if none is "
+        "said): for this VM alone. "
         "readonly: so, and it only reads. public: any VM may read it. group=NAME: for the VMs "
         "of a group; readonly,group=NAME: so, and they only read. Repeatable.",
     ),
@@ -106,6 +107,7 @@ _ABOUT_THE_VM: Final = (
 
 def enrol_options(function: _F) -> _F:
     """Add what enroll takes, beside the unit."""
+    function = resource_options(function)
     for option in _ABOUT_THE_VM:
         function = option(function)
     return function
@@ -113,6 +115,7 @@ def enrol_options(function: _F) -> _F:
 
 def request_options(function: _F) -> _F:
     """Add what launch, acquire and plan take."""
+    function = resource_options(function)
     for option in (
         click.option(
             "--lifetime",

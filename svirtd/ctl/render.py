@@ -251,6 +251,10 @@ def plan_list(steps: Sequence[Values], screen: Screen) -> str:
     reasons = [f"Refused: {shown(one.get('reason', ''))}" for one in steps if "error" in one]
     if reasons:
         text += "\n" + "".join(_line(one, screen, _ALARM) for one in reasons)
+    for one in steps:
+        if "stays" in one:
+            kept = f"{shown(one.get('path', ''))} keeps its label: {shown(one['stays'])}"
+            text += _line(kept, screen, "")
     return text
 
 

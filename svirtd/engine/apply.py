@@ -14,10 +14,12 @@ from typing import Final
 from svirtd.book.pool import Suspect
 from svirtd.core.findings import Finding, FindingKind, Look
 from svirtd.core.mcs import parse_context
-from svirtd.core.model import VM, Identity, Step
+from svirtd.core.model import VM, Hold, Identity, Step
+from svirtd.core.nodes import is_character
 from svirtd.errors import LabelRefused, ResourceRefused
 from svirtd.failpoints import Point, reach
 from svirtd.host import files
+from svirtd.host.boot import is_device_node
 from svirtd.host.kernel import Kernel, NoLabels
 from svirtd.host.opening import Opened
 
@@ -147,12 +149,17 @@ def findings(vm: VM, outcomes: Sequence[Outcome]) -> list[Finding]:
 
 
 def suspects(
-    vm: VM, sets: Mapping[int, frozenset[int]], outcomes: Sequence[Outcome]
+    vm: VM,
+    sets: Mapping[int, frozenset[int]],
+    outcomes: Sequence[Outcome],
+    holds: Sequence[Hold] = (),
 ) -> list[Suspect]:
     """Return the objects that may still carry a set of the VM's after these outcomes.
 
-    `sets` are its private one and those of its groups, by the key that the quarantine has for each.
+    `sets` are its private one and those of its groups, by the key that the quarantine has for each;
+    `holds` are what the VM had.
     """
+    characters = {hold.identity for hold in holds if is_character(hold.device)}
     return [
         Suspect(
             0,
@@ -172,7 +179,18 @@ def suspects(
         # A public object never carried a category.
         and may_carry(one.step.old, categories)
         and not (one.fate is Fate.CHANGED and not may_carry(one.found, categories))
+        and not (one.step.identity in characters and _is_unplugged(one))
     ]
+
+
+def _is_unplugged(outcome: Outcome) -> bool:
+    """Say whether a character device's node is gone with its device, as when somebody pulls a plug.
+
+    The kernel makes and removes the nodes of devtmpfs by itself, and so is the label gone. Without
+    this every stick that is taken out would cost a set until the next boot.
+    """
+    gone = outcome.fate in (Fate.MISSING, Fate.REPLACED)
+    return gone and is_device_node(outcome.step.path)
 
 
 def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:

@@ -149,7 +149,7 @@ class Operations:
         sets = self._sets(vm)
         ending = await doors.store.read(lambda db: entries.ending(db, vm, entry.holds))
         suspects = (
-            apply.suspects(vm, sets, outcomes)
+            apply.suspects(vm, sets, outcomes, entry.holds)
             + unknown.suspects(vm, sets, ending, operation.steps)
             + await self._living(vm)
         )

@@ -9,9 +9,10 @@ refused, is decided in core/devices.py.
 from svirtd.book import boots
 from svirtd.book.store import Database
 from svirtd.core.devices import Found, Renumbering, is_parked, renumber
+from svirtd.core.mcs import parse_context
 from svirtd.engine.doors import Doors
 from svirtd.host import files
-from svirtd.host.boot import boot_id
+from svirtd.host.boot import boot_id, is_device_node
 from svirtd.host.journal import MessageId, Priority
 
 
@@ -61,7 +62,21 @@ async def find_devices(doors: Doors, *, rebooted: bool) -> None:
 
 def _look(doors: Doors, paths: set[str]) -> dict[str, Found]:
     looked = {path: files.found_at(doors.kernel, path) for path in paths}
-    return {path: there for path, there in looked.items() if there is not None}
+    return {
+        path: there
+        for path, there in looked.items()
+        if there is not None and (_has_categories(there) or not is_device_node(path))
+    }
+
+
+def _has_categories(found: Found) -> bool:
+    """A node of devtmpfs is made anew at each boot, and what is behind it may be another device
+    than before: the label that any such node has proves nothing. With a VM's categories it is of
+    this boot."""
+    try:
+        return bool(parse_context(found.label or "").categories)
+    except ValueError:
+        return False
 
 
 def _tell(doors: Doors, result: Renumbering) -> None:

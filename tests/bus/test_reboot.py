@@ -373,6 +373,28 @@ def test_a_device_node_does_not_outlive_a_boot(
     assert label(disk) is None
 
 
+def test_a_device_after_a_boot_is_not_taken_for_the_one_before(
+    own_daemon: Daemon, client: Client
+) -> None:
+    """Even if its node has the same inode, number and label: another stick may be in that port."""
+    path, usb = Path(f"/dev/svirt-test-{os.getpid()}"), "system_u:object_r:usb_device_t:s0"
+    os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(240, 9))
+    set_label(path, usb)
+    try:
+        client.acquire("vm", path)
+        held = label(path)
+        with reboot(own_daemon):
+            set_label(path, usb)
+        client.call("Verify", "ba{sv}", True, {})
+        assert label(path) == usb != held
+        assert client.vms() == {"vm": "labelled"}
+        client.release("vm")
+        assert label(path) == usb
+        assert client.manager()["PairsQuarantined"] == 0
+    finally:
+        path.unlink()
+
+
 def test_a_book_that_knows_no_boot_forgets_no_node(
     own_daemon: Daemon, client: Client, volumes: tuple[Volume, Volume]
 ) -> None:

@@ -319,8 +319,7 @@ def test_refusals_have_their_exit_codes(ctl: Ctl, tmp_path: Path) -> None:
         Exit.REFUSED, "launch", "web", "--property", "SELinuxContext=x", "--", "/bin/true"
     )
     assert "SELinuxContext" in unknown["message"]
-    os.mkfifo(tmp_path / "fifo")
-    refused = ctl.refused(Exit.REFUSED, "acquire", "web", "--disk", "fifo")
+    refused = ctl.refused(Exit.REFUSED, "acquire", "web", "--disk", "/dev/null")
     assert refused["error"] == "org.svirt1.Error.ResourceRefused"
     name = ctl.refused(Exit.REFUSED, "acquire", "\x1b[2J")
     assert "\\x1b" in name["message"]
