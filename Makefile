@@ -67,10 +67,10 @@ install: all
 	$(fill) -e 's|@module@|svirtd.ctl.main|' packaging/launcher.in >$(DESTDIR)$(bindir)/svirtctl
 	$(fill) packaging/selinux-policy.in >$(DESTDIR)$(libdir)/selinux-policy
 	chmod 755 $(DESTDIR)$(bindir)/svirtd $(DESTDIR)$(bindir)/svirtctl $(DESTDIR)$(libdir)/selinux-policy
-	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service units/svirt-vm@.service
 	$(INSTALL) -D -m 644 units/svirtd.sysusers $(DESTDIR)$(sysusersdir)/svirtd.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(sysconfdir)/svirtd units/svirtd.toml
-	$(INSTALL) -d $(DESTDIR)$(sysconfdir)/svirtd/goals.d
+	$(INSTALL) -d $(DESTDIR)$(sysconfdir)/svirtd/goals.d $(DESTDIR)$(sysconfdir)/svirtd/vms.d
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system.d dbus/org.svirt1.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/system-services dbus/org.svirt1.service
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(datadir)/dbus-1/interfaces dbus/org.svirt1.*.xml

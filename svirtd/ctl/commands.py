@@ -18,6 +18,7 @@ from svirtd.ctl import (
     group_commands,
     matrix,
     render,
+    run,
     wall_commands,
 )
 from svirtd.ctl.answers import Event
@@ -376,6 +377,7 @@ COMMANDS: Final = {
         enrolled_commands.enroll,
         enrolled_commands.unenroll,
         enrolled_commands.enrolled,
+        run.run,
         group_commands.group,
         wall_commands.wall,
         monitor,

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The contract about enrolled units from the caller's side, and what they take of systemd."""
 
+import asyncio
+import os
 from collections.abc import Sequence
 from typing import Any, Final
 
+from svirtd.core.names import escape_path, unit_name
 from svirtd.ctl.arguments import Disk
 from svirtd.ctl.calls import PROPERTIES, Calls, failures
-from svirtd.ctl.failures import NO_REPLY, Exit, Failure
+from svirtd.ctl.failures import NO_REPLY, Exit, Failure, bus_lost
 from svirtd.ctl.values import Options, Values, plain, resources
 from svirtd.host.bus import Message, Variant
 
 _SYSTEMD: Final = "org.freedesktop.systemd1"
 _SYSTEMD_PATH: Final = "/org/freedesktop/systemd1"
 _SYSTEMD_MANAGER: Final = "org.freedesktop.systemd1.Manager"
+_SYSTEMD_SERVICE: Final = "org.freedesktop.systemd1.Service"
 _SYSTEMD_UNIT: Final = "org.freedesktop.systemd1.Unit"
 _SYSTEMD_TIMEOUT_S: Final = 60.0
 # Labels of large trees, digests of large disks.
@@ -62,6 +66,49 @@ class Enrolling(Calls):
     async def reload_units(self) -> None:
         """Have systemd read unit files again."""
         await self._systemd("Reload", "", [])
+
+    async def own_unit(self) -> str:
+        """Return the unit that this process belongs to, empty if systemd knows none."""
+        try:
+            reply = await self._systemd("GetUnitByPID", "u", [os.getpid()])
+            asked = [_SYSTEMD_UNIT, "Id"]
+            found = await self._systemd(
+                "Get", "ss", asked, path=reply.body[0], interface=PROPERTIES
+            )
+        except Failure:
+            return ""
+        return str(plain(found.body[0]))
+
+    async def is_enabled(self, unit: str) -> bool:
+        """Say whether a unit is started at boot, by a link of its own."""
+        try:
+            reply = await self._systemd("GetUnitFileState", "s", [unit])
+        except Failure:
+            return False
+        return str(reply.body[0]) in ("enabled", "enabled-runtime")
+
+    async def hear_of_end(self, name: str) -> "asyncio.Future[Values]":
+        """Return what will have the result of the unit of a VM that is to be launched.
+
+        systemd tells everybody as long as svirtd listens; once it has ended, nobody can be asked.
+        """
+        ending: asyncio.Future[Values] = asyncio.get_running_loop().create_future()
+        path = f"{_SYSTEMD_PATH}/unit/{escape_path(unit_name(name))}"
+        said: Values = {}
+
+        def changed(msg: Message) -> None:
+            if msg.path != path or msg.signature != "sa{sv}as":
+                return
+            said.update(plain(msg.body[1]))
+            # Of a command that runs the code is 0.
+            if said.get("ExecMainCode") and "Result" in said and not ending.done():
+                ending.set_result(said)
+
+        with failures(bus_lost("it does not answer")):
+            await self._bus.subscribe(
+                _SYSTEMD, PROPERTIES, "PropertiesChanged", changed, arg0=_SYSTEMD_SERVICE
+            )
+        return ending
 
     async def _systemd(
         self,

@@ -21,6 +21,7 @@ NO_REPLY: Final = _STANDARD + "NoReply"
 DISCONNECTED: Final = _STANDARD + "Disconnected"
 INCONSISTENT: Final = _STANDARD + "InconsistentMessage"
 IO_ERROR: Final = _STANDARD + "IOError"
+INVALID_FILE: Final = _STANDARD + "InvalidFileContent"
 
 
 class Exit(enum.IntEnum):

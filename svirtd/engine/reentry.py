@@ -53,6 +53,8 @@ class Reentry:
         if known is not None and known.process_context == details.state.context:
             return
         name = vm_of_unit(unit)
+        if name is None and not details.state.context:
+            return  # svirt-vm@NAME stands for a VM, and is none
         doors = self._doors
         group_pool = doors.config.group_categories
         contexts = self._contexts(details)

@@ -10,9 +10,11 @@ from typing import Final
 import pytest
 
 from svirtd.config import DEFAULT_PATH, Config
+from svirtd.core import vm_files
 from tests.contract import sources
 
 _UNIT: Final = sources.UNITS / "svirtd.service"
+_TEMPLATE: Final = sources.UNITS / "svirt-vm@.service"
 # systemd-analyze's scale goes from 0 (nothing can be done) to 100.
 _EXPOSURE_MAX: Final = 25
 
@@ -44,6 +46,38 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     # An unknown key is only a line of text; the exit code stays 0.
     assert found.stdout + found.stderr == ""
     assert found.returncode == 0
+
+
+def test_systemd_accepts_the_template(tmp_path: Path) -> None:
+    text = _TEMPLATE.read_text("utf-8").replace("/usr/bin/svirtctl", "/bin/true")
+    instance = tmp_path / "svirt-vm@web.service"
+    instance.write_text(text, "utf-8")
+    found = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", instance],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout + found.stderr == ""
+    assert found.returncode == 0
+
+
+def test_the_template_outlives_a_restart_of_the_daemon() -> None:
+    lines = _TEMPLATE.read_text("utf-8").splitlines()
+    assert "Wants=svirtd.service" in lines
+    bound = ("Requires=", "BindsTo=", "PartOf=")
+    assert [one for one in lines if one.startswith(bound)] == []
+    assert f"AssertPathExists={vm_files.FOLDER}/%i.toml" in lines
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [("The VM", vm_files.KEYS), ("[[disk]]", vm_files.DISK_KEYS), ("[qemu]", vm_files.QEMU_KEYS)],
+)
+def test_keys_of_a_vms_file_are_on_its_page(section: str, keys: dict[str, object]) -> None:
+    text = sources.section(sources.page("svirtd.vms.d.5"), "DESCRIPTION", section)
+    named = [one for line in re.findall(r"^\.It Cm (.*)$", text, re.M) for one in line.split(" , ")]
+    assert sorted(named) == sorted(keys)
 
 
 def test_exposure_is_low(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_every_part_is_there(root: Path) -> None:
         "etc/svirtd/svirtd.toml",
         "usr/bin/svirtctl",
         "usr/bin/svirtd",
+        "usr/lib/systemd/system/svirt-vm@.service",
         "usr/lib/systemd/system/svirtd.service",
         "usr/lib/sysusers.d/svirtd.conf",
         "usr/share/dbus-1/interfaces/org.svirt1.Manager.xml",
@@ -47,6 +48,7 @@ def test_every_part_is_there(root: Path) -> None:
         "usr/share/man/man1/svirtctl.1",
         "usr/share/man/man5/org.svirt1.5",
         "usr/share/man/man5/svirtd.toml.5",
+        "usr/share/man/man5/svirtd.vms.d.5",
         "usr/share/man/man8/svirtd.8",
         "usr/share/polkit-1/actions/org.svirt1.policy",
         "usr/share/polkit-1/rules.d/org.svirt1.rules",
@@ -58,8 +60,9 @@ def test_every_part_is_there(root: Path) -> None:
     assert "usr/lib/svirtd/svirtd/contract/org.svirt1.Manager.xml" in found
     own = {str(path.relative_to(build.REPO)) for path in build.REPO.glob("svirtd/**/*.py")}
     assert {f"usr/lib/svirtd/{one}" for one in own} <= found
-    # A site's goals have a place, and none is there.
-    assert list((root / "etc/svirtd/goals.d").iterdir()) == []
+    # A site's goals and VMs have a place, and none is there.
+    for folder in ("goals.d", "vms.d"):
+        assert list((root / "etc/svirtd" / folder).iterdir()) == []
 
 
 def test_what_is_shipped_beside_it_is_plain_python(root: Path) -> None:
