@@ -8,6 +8,7 @@ from svirtd.errors import InvalidArgs
 
 # 60 bytes, each escaped to four, still make a unit name below systemd's 255.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9 ._@:+-]{0,58}[A-Za-z0-9._@:+-])?")
+_NOT_PLAIN = re.compile(rb"[^A-Za-z0-9]|^[0-9]")
 _SOCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _GROUP = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _RESOURCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
@@ -112,12 +113,7 @@ def escape_path(label: str) -> str:
     """Return `label` as one element of an object path, escaped as sd-bus does it."""
     if not label:
         return "_"
-    out = []
-    for position, byte in enumerate(label.encode()):
-        char = chr(byte)
-        plain = char.isascii() and char.isalnum() and not (position == 0 and char.isdigit())
-        out.append(char if plain else f"_{byte:02x}")
-    return "".join(out)
+    return _NOT_PLAIN.sub(lambda found: b"_%02x" % found[0][0], label.encode()).decode()
 
 
 def unescape_path(element: str) -> str | None:

@@ -53,18 +53,23 @@ class Doors:
     file_threads: ThreadPoolExecutor
     digests: Digests
     spawn: Callable[[Coroutine[Any, Any, None]], None]
+    _ruled: tuple[Config, Rules] | None = None
 
     @property
     def rules(self) -> Rules:
         """The rules about objects that the configuration states now."""
         config = self.config
-        return Rules(
-            config.relabel_from,
-            frozenset(self.shape.private),
-            self.shape.size,
-            config.group_categories,
-            config.relabel_devices_from,
-        )
+        if self._ruled is None or self._ruled[0] is not config:
+            # Kept: sets of all categories are not made anew for each request.
+            rules = Rules(
+                config.relabel_from,
+                frozenset(self.shape.private),
+                self.shape.size,
+                config.group_categories,
+                config.relabel_devices_from,
+            )
+            self._ruled = config, rules
+        return self._ruled[1]
 
     async def in_file_thread(self, fn: Callable[..., T], *args: Any) -> T:
         """Run a blocking function on files; no file system may hold up the event loop.
