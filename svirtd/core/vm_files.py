@@ -22,6 +22,8 @@ _ASSIGNED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 _SIZE: Final = re.compile(r"([1-9][0-9]{0,9})([MG])")
 _WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:+-]{0,63}")
 _CPUS_MAX: Final = 4096
+# Below what units/svirt-vm@.service gives a VM to end, its forced end included.
+_SHUTDOWN_MAX_S: Final = 180
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class Qemu:
     memory: str = "1G"
     cpus: int = 1
     network: str = "none"
+    shutdown_s: int = 60
     arguments: tuple[str, ...] = ()
 
 
@@ -141,10 +144,13 @@ def _word(value: Any) -> str:
     return value
 
 
-def _cpus(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _CPUS_MAX:
-        raise ValueError(f"a whole number from 1 to {_CPUS_MAX}")
-    return value
+def _number(low: int, high: int) -> Reader:
+    def read_number(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"a whole number from {low} to {high}")
+        return value
+
+    return read_number
 
 
 def _size(value: Any) -> str:
@@ -191,8 +197,9 @@ QEMU_KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "accel": ("accel", _word),
     "cpu": ("cpu", _word),
     "memory": ("memory", _size),
-    "cpus": ("cpus", _cpus),
+    "cpus": ("cpus", _number(1, _CPUS_MAX)),
     "network": ("network", _one_of(("none", "user"))),
+    "shutdown-timeout": ("shutdown_s", _number(0, _SHUTDOWN_MAX_S)),
     "arguments": ("arguments", _arguments),
 }
 DISK_KEYS: Final[Mapping[str, tuple[str, Reader]]] = {

@@ -6,9 +6,11 @@ and looks at services. It ends with the VM, and the VM with it.
 """
 
 import asyncio
+import json
 import os
 import re
 import signal
+import socket
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -35,6 +37,8 @@ _UNIT: Final = re.compile(r"svirt-vm@.+\.service")
 # How a process has ended, as waitid(2) says it.
 _EXITED: Final = 1
 _SIGNALLED: Final = 128
+# It has one client at a time: somebody else may be at it.
+_MONITOR_S: Final = 5.0
 
 
 def _name(text: str) -> str:
@@ -171,9 +175,22 @@ class _Run:
             gone.result()
             return _exit_code(ending, self._name)
         notify.stopping()
-        gone.cancel()
-        await self._client.release(self._name)
+        await self._power_down(gone)
+        if not gone.done():
+            gone.cancel()
+            await self._client.release(self._name)
         return Exit.OK
+
+    async def _power_down(self, gone: "asyncio.Future[None]") -> None:
+        """Press the power button, and give the guest the time that its file says to end."""
+        if self._found.qemu is None or not self._found.qemu.shutdown_s:
+            return
+        try:
+            with await self._client.open_channel(self._name, "qmp") as stream:
+                await asyncio.to_thread(_press, stream)
+                await asyncio.wait({gone}, timeout=self._found.qemu.shutdown_s)
+        except (Failure, OSError) as error:
+            click.echo(f"the VM was not asked to shut down: {error}; it is ended", err=True)
 
     async def _is_enabled(self) -> bool:
         """Say whether the unit that this process is starts at boot, too."""
@@ -185,6 +202,16 @@ class _Run:
         vms = {row.name: row.state for row in await self._client.vms()}
         if vms.get(self._name) == State.RESERVED:
             await self._client.forget(self._name)
+
+
+def _press(stream: socket.socket) -> None:
+    """Say to QEMU's monitor what a power button does (blocking). Raises OSError."""
+    stream.settimeout(_MONITOR_S)
+    with stream.makefile("rw", encoding="utf-8", errors="replace") as lines:
+        for command in ("qmp_capabilities", "system_powerdown"):
+            lines.readline()
+            lines.write(json.dumps({"execute": command}) + "\n")
+            lines.flush()
 
 
 def _exit_code(ending: "asyncio.Future[dict[str, Any]]", name: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.enrolled import UNITS, done, install_svirtctl, show, svirtctl, systemctl
+from tests.sandbox import Sandbox
 from tests.support import REPO, Client, Daemon, image, label, wait_for
 
 FOLDER = Path("/etc/svirtd/vms.d")
@@ -139,7 +140,7 @@ def test_what_cannot_be_run_does_not_start(daemon: Daemon, client: Client, tmp_p
 def test_qemus_options_start_a_qemu(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
     write(
-        '[qemu]\nmemory = "64M"\naccel = "tcg"\narguments = ["-S"]\n'
+        '[qemu]\nmemory = "64M"\naccel = "tcg"\narguments = ["-S"]\nshutdown-timeout = 0\n'
         f'[[disk]]\npath = "{disk}"\nid = "root"\n'
     )
     shown = json.loads(done("--json", "run", "--check", "web"))["command"]
@@ -157,6 +158,41 @@ def test_qemus_options_start_a_qemu(daemon: Daemon, client: Client, tmp_path: Pa
     assert str(disk) in talk.stdout
     systemctl("stop", UNIT)
     assert label(disk) is None
+
+
+# Does what QEMU does when a power button is pressed, once it was told to.
+MONITOR = """#!/usr/bin/python3
+import json, socket, sys
+path = sys.argv[sys.argv.index("-qmp") + 1].split(":", 1)[1].split(",")[0]
+with socket.socket(socket.AF_UNIX) as server:
+    server.bind(path)
+    server.listen()
+    stream = server.accept()[0].makefile("rw")
+    stream.write('{"QMP": {}}\\n')
+    while True:
+        stream.flush()
+        said = json.loads(stream.readline())["execute"]
+        stream.write('{"return": {}}\\n')
+        if said == "system_powerdown":
+            open(sys.argv[-1], "w").write(said)
+            sys.exit(0)
+"""
+
+
+def test_a_stop_presses_the_power_button(daemon: Daemon, client: Client, sandbox: Sandbox) -> None:
+    program, told = sandbox.state / "qemu", sandbox.state / "told"
+    program.write_text(MONITOR, "utf-8")
+    program.chmod(0o755)
+    write(f'[qemu]\nprogram = "{program}"\narguments = ["{told}"]\n')
+    systemctl("start", UNIT)
+    folder = Path(client.properties("web")["RuntimeDirectory"])
+    wait_for("the monitor", (folder / "qmp").exists)
+    systemctl("stop", UNIT)
+    assert told.read_text("utf-8") == "system_powerdown"
+    assert client.vms() == {}
+    assert show(UNIT, "Result") == {"Result": "success"}
+    for path in (program, told):
+        path.unlink()
 
 
 def test_a_name_that_is_no_vms(daemon: Daemon) -> None:
