@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Final, TextIO
 
 import click
 
@@ -44,6 +44,16 @@ Exit codes:
 """
 
 
+# In which order and under what --help lists the commands; one that is not here comes last.
+_HEADINGS: Final = {
+    "Virtual machines": "launch acquire release forget plan attach detach replace channel",
+    "What there is": "list show owners goals monitor status",
+    "Virtual machines that others start": "run enroll unenroll enrolled libvirt",
+    "Sharing, and never sharing": "group wall",
+    "The host": "verify matrix foreign backup restore",
+}
+
+
 class _Commands(click.Group):
     """Loads the commands when one is needed, and takes from click what it would tell itself."""
 
@@ -52,6 +62,19 @@ class _Commands(click.Group):
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         return _load().get(cmd_name)
+
+    def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        left = dict(_load())
+        width = max(map(len, left))
+        for heading, names in (*_HEADINGS.items(), ("More", " ".join(left))):
+            rows = [
+                (name.ljust(width), left.pop(name).get_short_help_str(formatter.width))
+                for name in names.split()
+                if name in left
+            ]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> object:
         try:
