@@ -15,6 +15,7 @@ datadir ?= $(prefix)/share
 mandir ?= $(datadir)/man
 docdir ?= $(datadir)/doc/svirtd
 sysconfdir ?= /etc
+hook ?= $(sysconfdir)/libvirt/hooks/qemu.d/50-svirtd
 unitdir ?= $(prefix)/lib/systemd/system
 sysusersdir ?= $(prefix)/lib/sysusers.d
 # Where the policy's development files are, here; not where anything is installed.
@@ -66,8 +67,12 @@ install: all
 	$(fill) -e 's|@module@|svirtd.daemon|' packaging/launcher.in >$(DESTDIR)$(bindir)/svirtd
 	$(fill) -e 's|@module@|svirtd.ctl.main|' packaging/launcher.in >$(DESTDIR)$(bindir)/svirtctl
 	$(fill) packaging/selinux-policy.in >$(DESTDIR)$(libdir)/selinux-policy
+	$(INSTALL) -d $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d
+	$(fill) -e 's|@module@|svirtd.ctl.libvirt_hook|' packaging/launcher.in >$(DESTDIR)$(hook)
+	chmod 755 $(DESTDIR)$(hook)
 	chmod 755 $(DESTDIR)$(bindir)/svirtd $(DESTDIR)$(bindir)/svirtctl $(DESTDIR)$(libdir)/selinux-policy
-	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service units/svirt-vm@.service
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirtd.service units/svirtd-libvirt.service
+	$(INSTALL) -D -m 644 -t $(DESTDIR)$(unitdir) units/svirt-vm@.service
 	$(INSTALL) -D -m 644 units/svirtd.sysusers $(DESTDIR)$(sysusersdir)/svirtd.conf
 	$(INSTALL) -D -m 644 -t $(DESTDIR)$(sysconfdir)/svirtd units/svirtd.toml
 	$(INSTALL) -d $(DESTDIR)$(sysconfdir)/svirtd/goals.d $(DESTDIR)$(sysconfdir)/svirtd/vms.d

@@ -91,6 +91,8 @@ class Config:
     drift_repair: bool = True
     drift_interval_s: int = 600
     dialog_timeout_s: int = 120
+    libvirt_adopt: tuple[str, ...] = ()
+    libvirt_require_adopted: bool = False
     limits: Limits = Limits()
     walls: tuple[Wall, ...] = ()
 
@@ -172,6 +174,12 @@ def _types(value: Any) -> frozenset[str]:
     return frozenset(value)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(v, str) and v for v in value):
+        raise ValueError('a list of names of domains, such as ["web-*"]')
+    return tuple(value)
+
+
 # Section and key → where it goes and how it is read. A reader's ValueError says what was expected.
 _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("selinux", "require"): ("require", _require),
@@ -195,6 +203,8 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("drift", "repair"): ("drift_repair", _boolean),
     ("drift", "interval"): ("drift_interval_s", _number(10, 86_400)),
     ("polkit", "dialog-timeout"): ("dialog_timeout_s", _number(1, 3600)),
+    ("libvirt", "adopt"): ("libvirt_adopt", _patterns),
+    ("libvirt", "require-adopted"): ("libvirt_require_adopted", _boolean),
     ("limits", "vms"): ("vms", _number(1, 10_000_000)),
     ("limits", "vms-per-user"): ("vms_per_user", _number(0, 10_000_000)),
     ("limits", "resources-per-user"): ("resources_per_user", _number(0, 10_000_000)),
@@ -327,6 +337,8 @@ def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:
         drift_repair=new.drift_repair,
         drift_interval_s=new.drift_interval_s,
         dialog_timeout_s=new.dialog_timeout_s,
+        libvirt_adopt=new.libvirt_adopt,
+        libvirt_require_adopted=new.libvirt_require_adopted,
         limits=new.limits,
         walls=new.walls,
     )

@@ -228,6 +228,8 @@ class Objects(Listener):
             "PairsQuarantined": Variant("t", counts.pairs_quarantined),
             "GroupCategoriesTotal": Variant("t", len(doors.config.group_categories)),
             "GroupCategoriesInUse": Variant("t", counts.groups),
+            "LibvirtAdopt": Variant("as", list(doors.config.libvirt_adopt)),
+            "LibvirtRequireAdopted": Variant("b", doors.config.libvirt_require_adopted),
         }
 
     # -- org.svirt1.VM ----------------------------------------------------------------------

@@ -3,11 +3,19 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost, from_bus, timed_out
+from svirtd.ctl.failures import (
+    INCONSISTENT,
+    Exit,
+    Failure,
+    bus_lost,
+    from_bus,
+    no_bus,
+    timed_out,
+)
 from svirtd.ctl.values import Values, plain
 from svirtd.errors import InteractiveAuthorizationRequired
 from svirtd.host.bus import BusError, BusLost, Connection, Message
@@ -31,6 +39,23 @@ class Calls:
     def __init__(self, bus: Connection, dialog: Dialog | None) -> None:
         self._bus = bus
         self._dialog = dialog
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connected(cls, address: str | None, dialog: Dialog | None) -> AsyncIterator[Self]:
+        """Connect to a bus, the system's if `address` is None, and leave it at the end.
+
+        Where somebody must allow a call, he is asked for a password within `dialog`; with None,
+        nobody is asked.
+        """
+        try:
+            bus = await Connection.open(address)
+        except BusLost as error:
+            raise no_bus(str(error)) from error
+        try:
+            yield cls(bus, dialog)
+        finally:
+            bus.close()
 
     async def _path_of(self, name: str) -> str:
         (path,) = await self._manager("GetVM", "s", [name], "o")

@@ -6,19 +6,19 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from svirtd.core.model import State
 from svirtd.ctl.answers import Event, Row
 from svirtd.ctl.arguments import Disk
-from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, Dialog, failures
+from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, failures
 from svirtd.ctl.enrolling import Enrolling
-from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost, no_bus
+from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost
 from svirtd.ctl.sharing import Sharing
 from svirtd.ctl.values import Options, Values, plain, resources
 from svirtd.errors import Failed
-from svirtd.host.bus import BUS, BusLost, Connection, Message, Variant
+from svirtd.host.bus import BUS, Message, Variant
 
 # Long enough for any disk. Whoever has seen enough cancels.
 _JOB_TIMEOUT_S: Final = 7 * 24 * 3600.0
@@ -54,23 +54,6 @@ def _stream(reply: Message) -> socket.socket:
 
 class Client(Sharing, Enrolling):
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def connected(cls, address: str | None, dialog: Dialog | None) -> AsyncIterator["Client"]:
-        """Connect to a bus, the system's if `address` is None, and leave it at the end.
-
-        Where somebody must allow a call, he is asked for a password within `dialog`; with None,
-        nobody is asked.
-        """
-        try:
-            bus = await Connection.open(address)
-        except BusLost as error:
-            raise no_bus(str(error)) from error
-        try:
-            yield cls(bus, dialog)
-        finally:
-            bus.close()
 
     async def launch(
         self, name: str, command: Sequence[str], disks: Sequence[Disk], options: Options

@@ -16,6 +16,7 @@ from svirtd.ctl import (
     foreign_commands,
     goal_commands,
     group_commands,
+    libvirt_commands,
     matrix,
     render,
     run,
@@ -380,6 +381,7 @@ COMMANDS: Final = {
         run.run,
         group_commands.group,
         wall_commands.wall,
+        libvirt_commands.libvirt,
         monitor,
         status,
     )

@@ -13,20 +13,27 @@ from typing import Final, TypeVar
 import click
 
 from svirtd.ctl import agent, render
+from svirtd.ctl.calls import Calls
 from svirtd.ctl.client import Client
 
 T = TypeVar("T")
+C = TypeVar("C", bound=Calls)
 _STEPS: Final = 1000
 Action = Callable[[Client], Awaitable[T]]
 
 
 def ask(action: Action[T]) -> T:
     """Connect, do `action`, leave the bus. Raises Failure."""
+    return ask_as(Client, action)
+
+
+def ask_as(kind: type[C], action: Callable[[C], Awaitable[T]]) -> T:
+    """As ask(), with another kind of client."""
 
     async def connected() -> T:
         meta = click.get_current_context().meta
         dialog = agent.on_terminal if meta["svirtd.ctl.ask-password"] else None
-        async with Client.connected(meta["svirtd.ctl.bus"], dialog) as client:
+        async with kind.connected(meta["svirtd.ctl.bus"], dialog) as client:
             return await action(client)
 
     return asyncio.run(connected())

@@ -137,6 +137,8 @@ def _other(section: str, key: str) -> str:
         "relabel-from": '["other_t"]',
         "relabel-devices-from": '["other_t"]',
         "repair": "false",
+        "adopt": '["*"]',
+        "require-adopted": "true",
         "interval": "60",
     }
     if (section, key) in _FROM_POLICY:

@@ -66,6 +66,9 @@ def test_installed_used_and_removed(tree: Path, deb: Path) -> None:
     assert context_of(tree, "/usr/bin/svirtd") == "system_u:object_r:svirtd_exec_t:s0"
     assert context_of(tree, "/run/svirtd/vm/0123456789abcdef/qmp") == "<<none>>"
     assert build.chroot(tree, "systemctl", "is-enabled", "svirtd.service").strip() == "enabled"
+    assert not list(tree.glob("etc/systemd/system/*.wants/svirtd-libvirt.service"))
+    hook = "/etc/libvirt/hooks/qemu.d/50-svirtd"
+    assert context_of(tree, hook) == "system_u:object_r:bin_t:s0"
     # Whom the polkit rule means; it is empty, and stays when the package goes.
     assert build.chroot(tree, "getent", "group", "svirt").strip().endswith(":")
     assert build.chroot(tree, "svirtctl", "--version").split()[-1] == svirtd.__version__

@@ -31,10 +31,12 @@ def files(root: Path) -> set[str]:
 def test_every_part_is_there(root: Path) -> None:
     found = files(root)
     assert {one for one in found if not one.startswith("usr/lib/svirtd/")} == {
+        "etc/libvirt/hooks/qemu.d/50-svirtd",
         "etc/svirtd/svirtd.toml",
         "usr/bin/svirtctl",
         "usr/bin/svirtd",
         "usr/lib/systemd/system/svirt-vm@.service",
+        "usr/lib/systemd/system/svirtd-libvirt.service",
         "usr/lib/systemd/system/svirtd.service",
         "usr/lib/sysusers.d/svirtd.conf",
         "usr/share/dbus-1/interfaces/org.svirt1.Manager.xml",
@@ -84,6 +86,22 @@ def test_program_runs_from_where_it_is(root: Path, program: str) -> None:
         env={"PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere", "PATH": "/usr/bin"},
     )
     assert svirtd.__version__ in done.stdout
+
+
+def test_libvirts_hook_runs_from_where_it_is(root: Path) -> None:
+    """It refuses what it cannot read, and has nothing to do with the rest."""
+    hook = root / "etc/libvirt/hooks/qemu.d/50-svirtd"
+    for operation, code in ((["prepare", "begin"], 0), (["start", "begin"], 1)):
+        done = subprocess.run(
+            [hook, "web", *operation, "-"],
+            input="nothing",
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/usr/bin"},
+        )
+        assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("svirtd: the description of domain 'web' cannot be used")
 
 
 def test_the_daemon_finds_the_systems_bindings(root: Path) -> None:

@@ -167,6 +167,9 @@ pending-bytes-per-user = 15
 pending-fds-per-user = 16
 [polkit]
 dialog-timeout = 60
+[libvirt]
+adopt = ["web-*"]
+require-adopted = true
 [wall.banks]
 classes = [["bank-a", "bank-a.old"], ["bank-b"]]
 scope = "owner"
@@ -198,6 +201,8 @@ def test_every_key_has_its_place(file: Path) -> None:
         drift_repair=False,
         drift_interval_s=10,
         dialog_timeout_s=60,
+        libvirt_adopt=("web-*",),
+        libvirt_require_adopted=True,
         limits=Limits(*range(1, 17)),
         walls=(Wall("banks", (("bank-a", "bank-a.old"), ("bank-b",)), Scope.OWNER),),
     )
@@ -262,6 +267,8 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         drift_repair=new.drift_repair,
         drift_interval_s=new.drift_interval_s,
         dialog_timeout_s=new.dialog_timeout_s,
+        libvirt_adopt=new.libvirt_adopt,
+        libvirt_require_adopted=new.libvirt_require_adopted,
         limits=new.limits,
         walls=new.walls,
     )
@@ -276,6 +283,8 @@ def test_a_reload_takes_what_can_change_and_names_the_rest(file: Path) -> None:
         "drift_repair",
         "drift_interval_s",
         "dialog_timeout_s",
+        "libvirt_adopt",
+        "libvirt_require_adopted",
         "limits",
         "walls",
     }
