@@ -195,11 +195,13 @@ def test_gdbus(daemon: Daemon, client: Client, tmp_path: Path) -> None:
 
 def test_introspection_of_every_object_is_the_contract(daemon: Daemon, client: Client) -> None:
     client.acquire("vm")
+    client.call("CreateGroup", "sa{sv}", "team", {})
     paths = {
         "/": ["org"],
         "/org": ["svirt1"],
         ROOT: ["group", "job", "vm"],
-        "/org/svirt1/group": [],
+        "/org/svirt1/group": ["team"],
+        "/org/svirt1/group/team": [],
         "/org/svirt1/job": [],
         "/org/svirt1/vm": ["vm"],
         "/org/svirt1/vm/vm": [],
@@ -214,6 +216,7 @@ def test_introspection_of_every_object_is_the_contract(daemon: Daemon, client: C
         root = ElementTree.fromstring(text)
         assert root.tag == "node"
         assert [node.get("name") for node in root.findall("node")] == children
+    client.call("DeleteGroup", "sa{sv}", "team", {})
     client.release("vm")
 
 
