@@ -46,6 +46,7 @@ class Point(enum.StrEnum):
     START_QUEUED = "start-queued"  # systemd has the job and has not said how it ended
     START_AFTER = "start-after"  # the unit runs, its label is not checked yet
     START_CHECKED = "start-checked"
+    DEVICES_SET = "devices-set"  # the unit may open the device nodes that the VM holds now
     CLOSE_BEFORE = "close-before"  # all is done but for the closing entry
     CLOSE_AFTER = "close-after"
     PUBLISH_BEFORE = "publish-before"

@@ -13,6 +13,7 @@ from svirtd import __version__
 from svirtd.api import contract
 from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import GroupObjects
+from svirtd.api.hotplug_objects import HotplugObjects
 from svirtd.api.objects import Objects
 from svirtd.api.router import Router
 from svirtd.book import pool
@@ -21,6 +22,7 @@ from svirtd.config import Config
 from svirtd.core.goals import Goals
 from svirtd.core.model import Contexts
 from svirtd.engine import keeper
+from svirtd.engine.attachments import Attachments
 from svirtd.engine.authorize import Authority
 from svirtd.engine.backups import Backups
 from svirtd.engine.departures import Departures
@@ -35,6 +37,7 @@ from svirtd.engine.followed import Followed
 from svirtd.engine.foreign import Foreign
 from svirtd.engine.goals import SiteGoals
 from svirtd.engine.groups import Groups
+from svirtd.engine.holdings import Holdings
 from svirtd.engine.jobs import Jobs
 from svirtd.engine.leases import Leases
 from svirtd.engine.log import Log
@@ -148,14 +151,22 @@ class Service:
         foreign = Foreign(doors)
         requests = Requests(doors, events, units, departures, operations, foreign)
         enrolled = Enrolled(doors, events, units, operations, requests, foreign)
-        reentry = Reentry(doors, events, operations, units)
+        holdings = Holdings(doors, events, operations)
         quarantine = Quarantine(doors)
-        recovery = Recovery(doors, operations, units, departures, quarantine, reentry)
+        recovery = Recovery(
+            doors,
+            operations,
+            holdings,
+            units,
+            departures,
+            quarantine,
+            Reentry(doors, events, operations, units),
+        )
         drift = Drift(doors, operations, events)
         jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
-        leases = Leases(doors, events, operations, units)
+        leases = Leases(doors, events, operations, holdings, units)
         for listener in (Log(self._journal), watch, leases, self._object_manager):
             events.listen(listener)
         doors.digests.starting = True
@@ -169,6 +180,7 @@ class Service:
         groups = GroupObjects(Groups(doors, events, foreign))
         objects = Objects(
             requests,
+            HotplugObjects(Attachments(doors, operations, holdings, foreign), doors),
             Queries(doors),
             verify,
             jobs,

@@ -80,6 +80,8 @@ def _hold(hold: Hold) -> dict[str, Variant]:
         shown["group"] = Variant("s", hold.group)
     if hold.name:
         shown["id"] = Variant("s", hold.name)
+    if hold.part_of:
+        shown["part-of"] = Variant("s", hold.part_of)
     if hold.digest:
         shown["digest"] = Variant("s", f"sha256:{hold.digest}")
     if hold.until_us:

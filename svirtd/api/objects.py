@@ -18,6 +18,7 @@ from svirtd.api.contract import (
 )
 from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import Emit, GroupObjects
+from svirtd.api.hotplug_objects import HotplugObjects
 from svirtd.core.findings import Finding
 from svirtd.core.groups import GroupView
 from svirtd.core.job import JobView
@@ -61,6 +62,7 @@ class Objects(Listener):
     def __init__(
         self,
         requests: Requests,
+        hotplug: HotplugObjects,
         queries: Queries,
         verify: Verify,
         jobs: Jobs,
@@ -73,6 +75,7 @@ class Objects(Listener):
     ) -> None:
         self._queries = queries
         self._requests = requests
+        self._hotplug = hotplug
         self._verify_ = verify
         self._backups = backups
         self._jobs = jobs
@@ -116,6 +119,7 @@ class Objects(Listener):
             (VM, "Ending"): self._ending,
             **self._groups.handlers(),
             **self._enrolled.handlers(),
+            **self._hotplug.handlers(),
         }
 
     # -- org.svirt1.Manager -----------------------------------------------------------------
@@ -377,8 +381,8 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
-    features = ["caller-lifetime", "channels", "enrolled", "goals", "groups", "launch", "matrix"]
-    features += ["nodes", "qcow2", "verify", "walls"]
+    features = ["caller-lifetime", "channels", "enrolled", "goals", "groups", "hotplug", "launch"]
+    features += ["matrix", "nodes", "qcow2", "verify", "walls"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks
     return {

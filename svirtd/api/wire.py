@@ -30,6 +30,7 @@ from svirtd.core.names import (
     check_vm_name,
     shown,
 )
+from svirtd.engine.attachments import Asked
 from svirtd.engine.groups import NewGrant, NewGroup
 from svirtd.engine.verify import Wanted
 from svirtd.errors import InvalidArgs, NotSupported
@@ -70,6 +71,7 @@ _ACQUIRE: Final[Mapping[str, str]] = {
 }
 # Of VMs that libvirt starts and labels.
 _FOLLOWED: Final[Mapping[str, str]] = {"labelled-by": "s", "categories": "s"}
+_ATTACH: Final[Mapping[str, str]] = {"id": "s", "override": "as", "replaces": "s", "keep": "s"}
 _LAUNCH: Final[Mapping[str, str]] = {
     **_ACQUIRE,
     "user": "s",
@@ -111,6 +113,11 @@ def read_grant(vm_name: str, options: Options) -> NewGrant:
     """Read what Grant takes. Raises InvalidArgs."""
     given = typed("options", options, {"owner": "u", "until": "t", "at-end": "s"})
     until_us, at_end = _lease("options", given)
+    if at_end is AtEnd.DETACH:
+        raise InvalidArgs(
+            "options: at-end 'detach' is for resources: a process keeps the categories that it was "
+            "started with; expected 'report' or 'stop'"
+        )
     return NewGrant(check_vm_name(vm_name), given.get("owner"), until_us, at_end)
 
 
@@ -145,6 +152,32 @@ def read_request(
     return _request(
         name, resources, typed("options", options, {**_ACQUIRE, **_FOLLOWED}), fds, known
     )
+
+
+def read_attach(
+    resource: Options, options: Options, fds: Sequence[int], goal: Goal
+) -> tuple[Asked, str]:
+    """Read what Attach takes, and the Id of the VM that is meant; `goal` is the VM's."""
+    given = typed("options", options, _ATTACH)
+    replaces, keep = given.get("replaces", ""), given.get("keep", "")
+    if "overlay" in resource:
+        raise InvalidArgs(
+            "resource: 'overlay' is for a launch: a VM that runs has its overlays made by whoever "
+            "drives it"
+        )
+    if keep not in ("", Access.READONLY.value):
+        raise InvalidArgs(f"options: keep {shown(keep[:32])}; expected 'readonly'")
+    if keep and not replaces:
+        raise InvalidArgs("options: 'keep' goes with 'replaces': the resource that is kept")
+    found = _resource("resource", resource, fds, goal)
+    asked = Asked(
+        found,
+        overrides=_overrides(given.get("override", ())),
+        replaces=check_resource_id(replaces) if replaces else "",
+        keeps=bool(keep),
+        alike=bool(replaces) and "access" not in resource and not found.terms.group,
+    )
+    return asked, str(given.get("id", ""))
 
 
 def read_launch(

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """VMs and holds: rows to values and back. Called inside a transaction or a read."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any
 
 from svirtd.book.connection import Database
@@ -285,6 +286,31 @@ def set_digests(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
 def remove_holds(db: Database, vm: VM) -> None:
     """Delete every hold of a VM."""
     db.execute("DELETE FROM hold WHERE rank = ?", [vm.rank])
+
+
+def remove_some(db: Database, vm: VM, numbers: Iterable[int]) -> None:
+    """Delete holds of a VM by their numbers."""
+    db.conn.executemany(
+        "DELETE FROM hold WHERE rank = ? AND number = ?", [(vm.rank, one) for one in numbers]
+    )
+
+
+def name_holds(db: Database) -> None:
+    """Give each hold that has no id one: an earlier version gave none by itself."""
+    for rank, number in db.execute("SELECT rank, number FROM hold WHERE name = ''").fetchall():
+        taken = {one for (one,) in db.execute("SELECT name FROM hold WHERE rank = ?", [rank])}
+        name = next(one for one in (f"r{n}" for n in count(1)) if one not in taken)
+        db.execute("UPDATE hold SET name = ? WHERE rank = ? AND number = ?", [name, rank, number])
+
+
+def any_nameless(db: Database) -> bool:
+    """Say whether there are holds without an id."""
+    return db.execute("SELECT 1 FROM hold WHERE name = '' LIMIT 1").fetchone() is not None
+
+
+def set_part_of(db: Database, vm: VM, number: int, name: str) -> None:
+    """Write under which resource of a VM another one lies."""
+    db.execute("UPDATE hold SET part_of = ? WHERE rank = ? AND number = ?", [name, vm.rank, number])
 
 
 def holds_of(db: Database, vm: VM) -> list[Hold]:

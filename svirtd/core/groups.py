@@ -10,10 +10,12 @@ from svirtd.errors import AccessDenied, ResourceBusy
 
 
 class AtEnd(enum.StrEnum):
-    """What happens to a running VM whose lease has ended."""
+    """What happens to a running VM whose lease has ended: it is told of, it is released, or, of a
+    resource alone, the VM runs on without it."""
 
     REPORT = "report"
     STOP = "stop"
+    DETACH = "detach"
 
 
 class Writers(enum.StrEnum):

@@ -312,7 +312,8 @@ class Step:
 class Operation:
     """An entry of the ledger that has been opened and not yet closed.
 
-    `numbers` are of the holds that it is about, where it is not about all of the VM's.
+    `numbers` are of the holds that it is about, where it is not about all of the VM's: of those
+    that the VM gets as they are, of those that leave it as -1 - number.
     """
 
     id: int
@@ -322,6 +323,16 @@ class Operation:
     caller_uid: int
     steps: tuple[Step, ...]
     numbers: tuple[int, ...] = ()
+
+    @property
+    def gained(self) -> frozenset[int]:
+        """The numbers of the holds that the VM gets by it."""
+        return frozenset(number for number in self.numbers if number >= 0)
+
+    @property
+    def left(self) -> frozenset[int]:
+        """The numbers of the holds that leave the VM by it."""
+        return frozenset(-1 - number for number in self.numbers if number < 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from svirtd.ctl.arguments import Disk
 from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, failures
 from svirtd.ctl.enrolling import Enrolling
 from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost
+from svirtd.ctl.hotplug import Hotplug
 from svirtd.ctl.sharing import Sharing
 from svirtd.ctl.values import Options, Values, plain, resources
 from svirtd.errors import Failed
@@ -52,7 +53,7 @@ def _stream(reply: Message) -> socket.socket:
             os.close(fd)
 
 
-class Client(Sharing, Enrolling):
+class Client(Sharing, Enrolling, Hotplug):
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
 
     async def launch(

@@ -14,7 +14,7 @@ from svirtd.ctl.client import Client
 from svirtd.ctl.failures import Failure
 from svirtd.ctl.resource_options import resource_options
 
-_ACCESS: Final = "|".join(Access)
+DISK: Final = f"PATH[:{'|'.join(Access)}[,KEY=VALUE]]"
 _COMPLETION_TIMEOUT_S: Final = 1.0
 
 
@@ -61,6 +61,14 @@ json_option = click.option(
 name_argument = click.argument(
     "name", shell_complete=_complete_vm, callback=parsed(arguments.carried)
 )
+override_option = click.option(
+    "--override",
+    "overrides",
+    type=click.Choice([str(one) for one in Override]),
+    multiple=True,
+    help="Lift a rule about the disks, which takes an administrator. owner: they may be "
+    "anybody's. links: they may have more than one name. Repeatable.",
+)
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 _ABOUT_THE_VM: Final = (
@@ -85,7 +93,7 @@ _ABOUT_THE_VM: Final = (
     click.option(
         "--disk",
         "disks",
-        metavar=f"PATH[:{_ACCESS}[,KEY=VALUE]]",
+        metavar=DISK,
         multiple=True,
         type=click.Path(),
         callback=parsed(arguments.parse_disk),
@@ -123,14 +131,7 @@ def request_options(function: _F) -> _F:
             help="release: until somebody releases it (the default). caller: svirtctl stays, and "
             "the VM is released when it ends.",
         ),
-        click.option(
-            "--override",
-            "overrides",
-            type=click.Choice([str(one) for one in Override]),
-            multiple=True,
-            help="Lift a rule about the disks, which takes an administrator. owner: they may be "
-            "anybody's. links: they may have more than one name. Repeatable.",
-        ),
+        override_option,
         click.option("--persistent", is_flag=True, help="Keep name and categories after release."),
         *_ABOUT_THE_VM,
     ):

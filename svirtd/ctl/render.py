@@ -128,6 +128,7 @@ def vm_details(
     text = _notice(screen, enforced=enforced) + pairs(rows, screen)
     held = [
         (
+            one.get("id", "-"),
             one.get("access", "") + (f" ({one['group']})" if one.get("group") else ""),
             one.get("path", ""),
             one.get("context", ""),
@@ -137,7 +138,7 @@ def vm_details(
     ]
     if not held:
         return text + "\nHolds nothing.\n"
-    text += "\n" + table(("ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
+    text += "\n" + table(("ID", "ACCESS", "PATH", "CONTEXT", "ORIGINAL"), held, screen)
     digests = [
         (one["digest"], one.get("path", "")) for one in vm.get("Resources", ()) if "digest" in one
     ]

@@ -193,6 +193,17 @@ def _is_unplugged(outcome: Outcome) -> bool:
     return gone and is_device_node(outcome.step.path)
 
 
+def last_word(outcomes: Sequence[Outcome]) -> tuple[Outcome, ...]:
+    """Return outcomes without those of a label that another step for the same object has taken.
+
+    What cut off a change of access can leave an object with two labels that it may carry.
+    """
+    done = {one.step.identity for one in outcomes if one.fate is Fate.DONE}
+    return tuple(
+        one for one in outcomes if one.fate is not Fate.CHANGED or one.step.identity not in done
+    )
+
+
 def _take_found(kernel: Kernel, step: Step, *, durable: bool) -> Outcome:
     try:
         with files.handling(step.path, step.identity) as fd:

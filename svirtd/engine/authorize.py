@@ -32,6 +32,9 @@ class Action(enum.Enum):
     PLAN = "ask what would be labelled"
     LABEL = "label resources"
     LAUNCH = "launch VMs"
+    ATTACH = "attach resources to VMs"
+    ATTACH_OTHERS = "attach resources to VMs of other users"
+    DETACH = "detach resources from VMs of other users"
     RELEASE = "release VMs of other users"
     FORGET = "forget VMs of other users"
     CONNECT = "connect to VMs of other users"
@@ -50,6 +53,8 @@ class Action(enum.Enum):
 # What the owner of a thing may do with it unasked.
 _OWNERS: Final = frozenset(
     {
+        Action.ATTACH_OTHERS,
+        Action.DETACH,
         Action.RELEASE,
         Action.FORGET,
         Action.CONNECT,
@@ -65,6 +70,9 @@ _PERMISSIONS: Final[Mapping[Action, str]] = {
     Action.PLAN: "plan",
     Action.LABEL: "acquire",
     Action.LAUNCH: "launch",
+    Action.ATTACH: "acquire",
+    Action.ATTACH_OTHERS: "acquire",
+    Action.DETACH: "release",
     Action.RELEASE: "release",
     Action.FORGET: "forget",
     Action.CONNECT: "connect",
@@ -84,6 +92,9 @@ POLKIT: Final[Mapping[Action, str]] = {
     Action.PLAN: "org.svirt1.acquire",
     Action.LABEL: "org.svirt1.acquire",
     Action.LAUNCH: "org.svirt1.launch",
+    Action.ATTACH: "org.svirt1.attach",
+    Action.ATTACH_OTHERS: "org.svirt1.manage-others",
+    Action.DETACH: "org.svirt1.manage-others",
     Action.RELEASE: "org.svirt1.manage-others",
     Action.FORGET: "org.svirt1.manage-others",
     Action.CONNECT: "org.svirt1.manage-others",
@@ -100,6 +111,10 @@ POLKIT: Final[Mapping[Action, str]] = {
 }
 # What a dialog says where the action's own message leaves open what is about to happen.
 MESSAGES: Final[Mapping[Action, str]] = {
+    Action.ATTACH_OTHERS: "Authentication is required for $(user) to give the virtual machine "
+    "$(vm) of $(owner) these files: $(files)",
+    Action.DETACH: "Authentication is required for $(user) to take files from the virtual machine "
+    "$(vm) of $(owner)",
     Action.RELEASE: "Authentication is required for $(user) to end the virtual machine $(vm) of "
     "$(owner)",
     Action.FORGET: "Authentication is required for $(user) to remove the virtual machine $(vm) of "
@@ -269,7 +284,7 @@ def _refusal(caller: Caller, action: Action, verdict: Verdict) -> SvirtError:
     what = f"uid {caller.uid} may not {action.value}"
     by = f"polkit's action {POLKIT[action]}"
     do = "run the command as root"
-    if action in (Action.PLAN, Action.LABEL, Action.LAUNCH):
+    if action in (Action.PLAN, Action.LABEL, Action.LAUNCH, Action.ATTACH):
         do += ", or have root put you into the group svirt"
     match verdict:
         case Verdict.ABSENT:

@@ -75,7 +75,7 @@ def decide(
     known = _usable(db, request, caller)
     refuse_too_many(db, doors.config.limits, caller, len(seen), new=known is None)
     levels.refuse_outside(goal, levels.asked(request.level, doors.contexts.process))
-    _refuse_over(seen)
+    refuse_over(seen)
     writes = goal.writes_images(doors.contexts)
     members = _groups(db, doors, caller, request, known, others, goal, writes=writes)
     if members and doors.enforcement.levels:
@@ -232,7 +232,8 @@ def _names_level(request: Request) -> bool:
     return bool(request.level) or any(one.terms.level for one in request.resources)
 
 
-def _refuse_over(seen: Sequence[Seen]) -> None:
+def refuse_over(seen: Sequence[Seen]) -> None:
+    """Raise InvalidArgs for a lease that ends before it begins."""
     for one in seen:
         if 0 < one.terms.until_us <= now_us():
             raise InvalidArgs(

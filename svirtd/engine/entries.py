@@ -13,6 +13,7 @@ from svirtd.book.enrolments import Enrolment
 from svirtd.book.store import Database
 from svirtd.core.goals import Goal
 from svirtd.core.groups import Group
+from svirtd.core.ids import holds_for
 from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.model import (
     VM,
@@ -100,28 +101,7 @@ def begin_acquire(
     else:
         registry.update_vm(db, vm)
     walls.record(db, doors.config.walls, vm)
-    holds = tuple(
-        Hold(
-            vm.id,
-            vm.name,
-            d.seen.identity,
-            d.seen.path,
-            d.seen.access,
-            d.target,
-            d.original,
-            d.original_known,
-            owner_uid=vm.owner_uid,
-            group=d.seen.terms.group,
-            name=d.seen.terms.id,
-            until_us=d.seen.terms.until_us,
-            at_end=d.seen.terms.at_end,
-            number=number,
-            part_of=d.seen.terms.part_of,
-            recursive=d.seen.terms.recursive,
-            device=d.seen.device,
-        )
-        for number, d in enumerate(decided.decisions)
-    )
+    holds = holds_for(vm, decided.decisions)
     before = None if known is None else Entry(known, ())
     if not holds and launching is None:
         return Begun(before, Entry(vm, ()), None)
@@ -234,7 +214,10 @@ def reenter(
             for one in registry.holds_on(db, hold.identity)
         )
     )
-    free = tuple(replace(hold, number=number) for number, hold in enumerate(free))
+    # Whatever they were called before is lost with the book.
+    free = tuple(
+        replace(hold, number=number, name=f"r{number + 1}") for number, hold in enumerate(free)
+    )
     registry.add_holds(db, vm, free)
     entered = {hold.identity for hold in free}
     return Entry(vm, free), tuple(hold for hold in holds if hold.identity not in entered)
@@ -275,7 +258,7 @@ def begin_release(
         return None
     steps = []
     for hold in holds:
-        if _shared(db, hold.identity, vm):
+        if shared(db, hold.identity, vm):
             continue
         if not hold.original_known and hold.identity not in guesses:
             continue
@@ -296,7 +279,7 @@ def own_steps(db: Database, operation: Operation) -> tuple[Step, ...]:
 
     One that stayed open may have got company meanwhile: another VM uses a public object on.
     """
-    return tuple(step for step in operation.steps if not _shared(db, step.identity, operation.vm))
+    return tuple(step for step in operation.steps if not shared(db, step.identity, operation.vm))
 
 
 def steps_back(db: Database, operation: Operation) -> tuple[Step, ...]:
@@ -308,17 +291,18 @@ def steps_back(db: Database, operation: Operation) -> tuple[Step, ...]:
         for hold in registry.holds_of(db, operation.vm)
         if hold.identity not in there
         and hold.original_known
-        and not _shared(db, hold.identity, operation.vm)
+        and not shared(db, hold.identity, operation.vm)
     )
     return steps + more
 
 
 def ending(db: Database, vm: VM, holds: Sequence[Hold]) -> tuple[Hold, ...]:
     """Return those of a VM's holds that are the last on their objects."""
-    return tuple(hold for hold in holds if not _shared(db, hold.identity, vm))
+    return tuple(hold for hold in holds if not shared(db, hold.identity, vm))
 
 
-def _shared(db: Database, identity: Identity, vm: VM) -> bool:
+def shared(db: Database, identity: Identity, vm: VM) -> bool:
+    """Say whether another VM holds an object, too."""
     return any(other.vm_id != vm.id for other in registry.holds_on(db, identity))
 
 

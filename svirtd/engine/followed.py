@@ -17,7 +17,8 @@ from svirtd.engine import apply
 from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
-from svirtd.engine.operations import Operations, vm_named
+from svirtd.engine.meant import vm_named
+from svirtd.engine.operations import Operations
 from svirtd.errors import Failed, LabelRefused, NoSuchVM
 
 # What a VM of libvirt's has been entered for, and libvirt has not begun to end.

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Leases: grants and holds whose end has come. Looked for from time to time, by the wall clock.
 
-A VM that is stopped loses what was leased; one that runs is reported once, and released where the
-lease says so: a running VM is not cut off from its disk by a date without anybody having asked.
+A VM that is stopped loses what was leased; one that runs is reported once, and loses it or is
+released where the lease says so: a running VM is not cut off from its disk by a date without
+anybody having asked.
 """
 
 import asyncio
@@ -16,9 +17,11 @@ from svirtd.core.findings import Finding, FindingKind
 from svirtd.core.groups import AtEnd, Grant, GroupView, moment
 from svirtd.core.model import VM, Hold, Identity, Labeller, State
 from svirtd.engine import followed
+from svirtd.engine.attached import with_parts
 from svirtd.engine.calendar import now_us
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events, Listener
+from svirtd.engine.holdings import Holdings
 from svirtd.engine.operations import Operations
 from svirtd.engine.units import Units
 from svirtd.errors import SvirtError
@@ -28,14 +31,22 @@ from svirtd.host.journal import MessageId, Priority
 _LOOK_S: Final = 10.0
 _AT_LEAST_S: Final = 0.5
 _CAUSE: Final = Cause("lease", 0)
-_STAYS: Final = "nothing: release the VM, or grant it again"
+_STAYS: Final = "nothing: detach it, release the VM, or grant it again"
 
 
 class Leases(Listener):
     """Ends what is over; listens for new leases, whose end may be near."""
 
-    def __init__(self, doors: Doors, events: Events, operations: Operations, units: Units) -> None:
+    def __init__(
+        self,
+        doors: Doors,
+        events: Events,
+        operations: Operations,
+        holdings: Holdings,
+        units: Units,
+    ) -> None:
         self._doors = doors
+        self._holdings = holdings
         self._events = events
         self._operations = operations
         self._units = units
@@ -111,18 +122,32 @@ class Leases(Listener):
     async def _holds(self, name: str) -> None:
         async with self._operations.names.hold(name):
             # Again, now that nobody else changes it: what was over may have been given anew.
-            vm, holds = await self._doors.store.read(lambda db: _ended(db, name))
-            if vm is None or not holds or not _is_up(vm):
+            vm, over = await self._doors.store.read(lambda db: _ended(db, name))
+            if vm is None or not over or not _is_up(vm):
                 return
-            stop = any(one.at_end is AtEnd.STOP for one in holds)
-            if (stop and not await self._elsewhere(vm)) or not await self._runs(vm):
+            runs = await self._runs(vm)
+            stop = any(one.at_end is AtEnd.STOP for one in over)
+            if stop and runs and not await self._elsewhere(vm):
                 await self._operations.release(vm, _CAUSE)
                 return
-            for hold in holds:
-                if (vm.id, hold.identity) not in self._told:
+            for hold in over:
+                if not runs or hold.at_end is AtEnd.DETACH:
+                    await self._detach(vm, hold)
+                elif (vm.id, hold.identity) not in self._told:
                     self._told.add((vm.id, hold.identity))
                     reason = f"it holds this, leased until {moment(hold.until_us)}"
                     self._report(vm, hold.path, reason)
+
+    async def _detach(self, vm: VM, hold: Hold) -> None:
+        """Take one resource from a VM, or release a stopped one of which nothing is left."""
+        holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm))
+        if hold not in holds:
+            return  # it went with what lies over it
+        leaving = with_parts(holds, hold)
+        if len(leaving) == len(holds) and not await self._runs(vm):
+            await self._operations.release(vm, _CAUSE)
+            return
+        await self._holdings.detach(vm, leaving, _CAUSE)
 
     async def _elsewhere(self, vm: VM) -> bool:
         """Say whether a VM runs that is libvirt's to end."""

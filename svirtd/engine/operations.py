@@ -16,7 +16,6 @@ from svirtd.core.devices import is_parked
 from svirtd.core.goals import Goal
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import VM, Identity, Operation, State, Step
-from svirtd.core.names import shown
 from svirtd.core.pool import key_of
 from svirtd.engine import apply, entries, unknown
 from svirtd.engine.again import until_done
@@ -26,7 +25,7 @@ from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.locks import Locks
 from svirtd.engine.renumber import find_devices
 from svirtd.engine.units import Units
-from svirtd.errors import Drift, LimitsExceeded, NoSuchVM
+from svirtd.errors import Drift, LimitsExceeded
 from svirtd.failpoints import Point, reach
 from svirtd.host import processes, runtime
 from svirtd.host.journal import MessageId, Priority
@@ -66,7 +65,7 @@ class Operations:
     async def take_back(self, operation: Operation) -> None:
         """Undo an acquisition or launch whose labels may stand, in whole or in part."""
         own = await self._doors.store.read(lambda db: entries.own_steps(db, operation))
-        outcomes = await self._take([step.undone() for step in reversed(own)])
+        outcomes = await self.take([step.undone() for step in reversed(own)])
         await self._remove_folder(operation.vm)
         await self._abandon(operation, outcomes)
 
@@ -112,6 +111,12 @@ class Operations:
             until_done(self._doors.journal, f"closing the acquisition of VM {vm.name}", close)
         )
 
+    async def close_left(self, vm: VM) -> None:
+        """Close an acquisition that is done and could not be closed before."""
+        left = self._unclosed.pop(vm.id, None)
+        if left is not None:
+            await self._doors.store.write(lambda db: ledger.close_operation(db, left))
+
     async def release(self, vm: VM, cause: Cause) -> None:
         """Give a VM's labels back and tell of it. Raises Drift if that could not be finished."""
         doors = self._doors
@@ -143,10 +148,10 @@ class Operations:
         doors, vm = self._doors, operation.vm
         # While the label still keeps others out: afterwards it would prove nothing.
         altered = await doors.digests.compare(vm, entry.holds)
-        outcomes = await self._take(operation.steps)
+        outcomes = apply.last_word(await self.take(operation.steps))
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
-        sets = self._sets(vm)
+        sets = self.sets(vm)
         ending = await doors.store.read(lambda db: entries.ending(db, vm, entry.holds))
         suspects = (
             apply.suspects(vm, sets, outcomes, entry.holds)
@@ -179,7 +184,7 @@ class Operations:
     async def _abandon(self, operation: Operation, outcomes: Sequence[Outcome]) -> None:
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
         await self._refuse_failed(operation, Entry(operation.vm, tuple(holds)), outcomes)
-        suspects = apply.suspects(operation.vm, self._sets(operation.vm), outcomes)
+        suspects = apply.suspects(operation.vm, self.sets(operation.vm), outcomes)
         suspects += await self._living(operation.vm)
         reach(Point.CLOSE_BEFORE)
         # Durable: after a power cut an acquisition that is open may have been promised, and is
@@ -216,14 +221,16 @@ class Operations:
         else:
             self._events.changed(entry, after, cause)
 
-    async def _take(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
+    async def take(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
+        """Take steps, finding each object by path and identity; what they change is on the disk."""
+
         def work() -> tuple[Outcome, ...]:
             return apply.take_found(self._doors.kernel, steps, durable=True)
 
         return await self._doors.in_file_thread(work) if steps else ()
 
-    def _sets(self, vm: VM) -> dict[int, frozenset[int]]:
-        """The VM's own set and one for each of its groups, by the quarantine's keys."""
+    def sets(self, vm: VM) -> dict[int, frozenset[int]]:
+        """Return the VM's own set and one for each of its groups, by the quarantine's keys."""
         pair = self._doors.shape.categories_of(vm.rank)
         groups = parse_context(vm.process_context).categories - pair
         return {vm.rank: pair} | {key_of(one): frozenset({one}) for one in groups}
@@ -237,10 +244,10 @@ class Operations:
             pids = await doors.in_file_thread(processes.under, doors.kernel, vm.process_context)
         except (OSError, LimitsExceeded) as error:
             reason = f"whether a process still runs under the VM's label is not known ({error})"
-            return [_process(vm, key, 0, reason) for key in self._sets(vm)]
+            return [_process(vm, key, 0, reason) for key in self.sets(vm)]
         return [
             _process(vm, key, pid, f"process {pid} still runs under the VM's label")
-            for key in self._sets(vm)
+            for key in self.sets(vm)
             for pid in pids
         ]
 
@@ -263,11 +270,3 @@ class Operations:
 def _process(vm: VM, key: int, pid: int, reason: str) -> Suspect:
     identity, path = Identity(0, pid), f"/proc/{pid}"
     return Suspect(0, key, vm.name, identity, path, vm.process_context, reason)
-
-
-async def vm_named(doors: Doors, name: str) -> VM:
-    """Return the VM of this name. Raises NoSuchVM."""
-    vm = await doors.store.read(lambda db: registry.vm_by_name(db, name))
-    if vm is None:
-        raise NoSuchVM(f"no VM is named {shown(name)}; see svirtctl list")
-    return vm

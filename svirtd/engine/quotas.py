@@ -41,8 +41,19 @@ def refuse_too_many(
             f"{limits.vms_per_user}: move the files back, or have root look for them (svirtctl "
             "verify --repair --scan)"
         )
-    if holds + resources > limits.resources_per_user:
+    _refuse_resources(limits, holds, resources)
+
+
+def refuse_more(db: Database, limits: Limits, owner_uid: int, resources: int) -> None:
+    """Raise LimitsExceeded if so many resources more for a VM of this owner would pass a limit."""
+    if owner_uid:
+        _, holds = registry.owned_by(db, owner_uid)
+        _refuse_resources(limits, holds, resources)
+
+
+def _refuse_resources(limits: Limits, holds: int, more: int) -> None:
+    if holds + more > limits.resources_per_user:
         raise LimitsExceeded(
-            f"your VMs hold {holds} resources, and {resources} more would pass "
-            f"[limits] resources-per-user = {limits.resources_per_user}: release some VMs"
+            f"your VMs hold {holds} resources, and {more} more would pass [limits] "
+            f"resources-per-user = {limits.resources_per_user}: release some VMs"
         )

@@ -16,6 +16,7 @@ from svirtd.engine.apply import Fate
 from svirtd.engine.departures import Departures
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry
+from svirtd.engine.holdings import Holdings
 from svirtd.engine.operations import Operations
 from svirtd.engine.quarantine import Quarantine
 from svirtd.engine.reentry import Reentry
@@ -38,6 +39,7 @@ class Recovery:
         self,
         doors: Doors,
         operations_: Operations,
+        holdings: Holdings,
         units: Units,
         departures: Departures,
         quarantine: Quarantine,
@@ -46,6 +48,7 @@ class Recovery:
         self._doors = doors
         self._quarantine = quarantine
         self._operations = operations_
+        self._holdings = holdings
         self._units = units
         self._departures = departures
         self._reentry = reentry
@@ -56,6 +59,8 @@ class Recovery:
         reach(Point.RECOVER_BEFORE)
         self._rebooted = await has_rebooted(self._doors)
         await find_devices(self._doors, rebooted=self._rebooted)
+        if await self._doors.store.read(registry.any_nameless):
+            await self._doors.store.write(registry.name_holds)
         for operation in await self._doors.store.read(ledger.unfinished):
             reach(Point.SETTLE_BEFORE)
             await self._settle(operation)
@@ -132,6 +137,8 @@ class Recovery:
         if operation.kind is OperationKind.RELEASE:
             await self._finish_release(operation)
             return "finished"
+        if operation.kind in (OperationKind.ATTACH, OperationKind.DETACH):
+            return await self._holdings.settle(operation, _CAUSE, rebooted=self._rebooted)
         # Nobody was told of a VM whose digests were still to be taken: it is undone, also where all
         # labels stand, since nothing would prove that its files stayed as they were.
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))

@@ -22,14 +22,14 @@ from svirtd.engine.doors import Doors
 from svirtd.engine.entries import Begun, Enrolling, Launching
 from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.foreign import Foreign
+from svirtd.engine.meant import Meant
 from svirtd.engine.openings import Held, Openings
-from svirtd.engine.operations import Operations, vm_named
+from svirtd.engine.operations import Operations
 from svirtd.engine.outfit import Outfit, outfitted
 from svirtd.engine.units import Units
 from svirtd.errors import (
     Failed,
     LimitsExceeded,
-    NoSuchVM,
     UnitStuck,
 )
 from svirtd.failpoints import Point, reach
@@ -60,6 +60,7 @@ class Requests:
         self._departures = departures
         self._operations = operations_
         self._openings = Openings(doors)
+        self._meant = Meant(doors, operations_.names)
         units.on_end = self._ended
         departures.on_gone = self._caller_gone
         departures.spawn = doors.spawn
@@ -116,13 +117,13 @@ class Requests:
 
     async def release(self, caller: Caller, name: str, id_: str) -> None:
         """Stop the VM's unit and give every resource its earlier label back."""
-        async with self._owned(caller, Action.RELEASE, name, id_) as vm:
+        async with self._meant.owned(caller, Action.RELEASE, name, id_) as vm:
             await followed.refuse_running(self._doors, vm)
             await self._operations.release(vm, Cause("release", caller.uid))
 
     async def forget(self, caller: Caller, name: str, id_: str) -> None:
         """Free the reservation of a VM that holds nothing."""
-        async with self._owned(caller, Action.FORGET, name, id_) as vm:
+        async with self._meant.owned(caller, Action.FORGET, name, id_) as vm:
             await self._doors.store.write(lambda db: entries.remove_reserved(db, vm))
             self._events.removed(Entry(vm, ()), Cause("forget", caller.uid))
 
@@ -148,7 +149,7 @@ class Requests:
     async def open_channel(self, caller: Caller, name: str, socket: str, id_: str) -> int:
         """Connect to a socket of a VM at the VM's level; the caller gets the descriptor."""
         check_socket_name(socket)
-        vm = await self._meant(caller, name, id_)
+        vm = await self._meant.vm(caller, name, id_)
         await self._doors.authority.authorize(caller, Action.CONNECT, vm=vm)
         if vm.state is not State.RUNNING or not vm.runtime_dir:
             raise Failed(
@@ -181,36 +182,6 @@ class Requests:
             files = [one.named for one in request.resources]
             about = About(request.name, files, level=chosen)
             await self._doors.authority.authorize(caller, Action.SET_LEVEL, about=about)
-
-    @contextlib.asynccontextmanager
-    async def _owned(
-        self, caller: Caller, action: Action, name: str, id_: str
-    ) -> AsyncIterator[VM]:
-        """Hold the name of a VM that the caller may do this to.
-
-        Nobody is asked while the name is held: a dialog would keep the VM from its owner. What was
-        answered is about the VM that was looked at, not about the next one of its name.
-        """
-        allowed = ""
-        while True:
-            async with self._operations.names.hold(name):
-                vm = await self._meant(caller, name, allowed or id_)
-                if allowed or self._doors.authority.at_once(caller, action, vm=vm):
-                    yield vm
-                    return
-            await self._doors.authority.authorize(caller, action, vm=vm)
-            allowed = vm.id
-
-    async def _meant(self, caller: Caller, name: str, id_: str) -> VM:
-        """Return the VM of this name, if it has this Id or none is given. Raises NoSuchVM."""
-        try:
-            vm = await vm_named(self._doors, name)
-            _refuse_other(vm, id_)
-        except NoSuchVM:
-            # What there is not is for those who may read; to others all names are alike.
-            self._doors.authority.at_once(caller, Action.READ)
-            raise
-        return vm
 
     def _refuse_many(self, resources: int) -> None:
         """With what lies under images, which is known once they are open."""
@@ -384,9 +355,3 @@ class Requests:
             now = await self._doors.store.read(lambda db: registry.current(db, vm))
             if now is not None and now.caller == vm.caller:
                 await self._operations.release(now, Cause("caller-gone", 0))
-
-
-def _refuse_other(vm: VM, id_: str) -> None:
-    """A name is used again: whoever means one VM must not get the next one of its name."""
-    if id_ and vm.id != id_:
-        raise NoSuchVM(f"VM {vm.name!r} is not the one that is meant: look at it again")

@@ -14,7 +14,7 @@ from svirtd.core.names import escape_path
 from svirtd.core.unit_state import UnitDetails, UnitState
 from svirtd.errors import Failed, NoAnswer, SvirtError, UnitFailed, UnitStuck
 from svirtd.failpoints import Point, reach
-from svirtd.host.bus import BusError, Connection, Message
+from svirtd.host.bus import BusError, Connection, Message, Variant
 from svirtd.host.unit import (
     Properties,
     UnitSpec,
@@ -228,6 +228,27 @@ class Systemd:
             if error.name in _NOT_LOADED:
                 return None
             raise Failed(f"systemd did not tell the state of {unit}: {error.text}") from error
+
+    async def set_device(self, unit: str, node: str, mode: str) -> None:
+        """Let a running unit open a device node in these ways ("r", "rw"), or in none if empty.
+
+        A unit that is not loaded is left alone. Raises Failed.
+        """
+        try:
+            path = (await self._call("GetUnit", "s", [unit])).body[0]
+            reply = await self._call(
+                "Get", "ss", [_SERVICE, "DeviceAllow"], path=path, interface=_PROPERTIES
+            )
+            nodes = [one for one in reply.body[0].value if one[0] != node]
+            nodes += [[node, mode]] if mode else []
+            # An empty list takes back what was there before, in the same breath.
+            lists = [["DeviceAllow", Variant("a(ss)", one)] for one in ([], nodes)]
+            await self._call("SetUnitProperties", "sba(sv)", [unit, True, lists])
+        except BusError as error:
+            if error.name not in _NOT_LOADED:
+                raise Failed(
+                    f"systemd did not change which devices {unit} may open: {error.text}"
+                ) from error
 
     async def unit_of_pid(self, pid: int) -> str:
         """Return the unit that a process belongs to, empty if none."""

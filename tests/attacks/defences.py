@@ -172,7 +172,7 @@ DEFENCES: Final[dict[str, Defence]] = {
     ),
     "a VM is meant by its Id": Defence(
         "what was authorized, or seen, is about one VM; a later one of its name is another",
-        (("svirtd.engine.requests", "_refuse_other", _always(None)),),
+        (("svirtd.engine.meant", "_refuse_other", _always(None)),),
     ),
     "who has held one side of a wall never gets the other": Defence(
         "what a VM and its owner have held is looked at before a group's label is given",

@@ -31,6 +31,7 @@ def test_exclusive_is_labelled_and_given_back(
     assert vm["State"] == "labelled"
     assert vm["Resources"] == [
         {
+            "id": "r1",
             "path": str(disk),
             "access": "exclusive",
             "context": vm["ImageContext"],

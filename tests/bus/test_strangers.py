@@ -70,6 +70,8 @@ ARGUMENTS = {
     (VM, "OpenChannel"): ["'qmp'", "@a{sv} {}"],
     (VM, "Follow"): ["uint32 1", "@a{sv} {}"],
     (VM, "Ending"): ["@a{sv} {}"],
+    (VM, "Attach"): ["{'path': <'{disk}'>}", "@a{sv} {}"],
+    (VM, "Detach"): ["'r1'", "@a{sv} {}"],
     (JOB, "Cancel"): ["@a{sv} {}"],
     (PROPERTIES, "Get"): ["'{interface}'", "'Name'"],
     (PROPERTIES, "GetAll"): ["'{interface}'"],

@@ -10,6 +10,7 @@ from svirtd.api import answers, contract, group_objects, objects
 from svirtd.api.call import Call, Reply
 from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import GroupObjects
+from svirtd.api.hotplug_objects import HotplugObjects
 from svirtd.api.objects import Objects
 from tests.contract import sources
 
@@ -29,7 +30,8 @@ def _handlers() -> dict[tuple[str, str], Any]:
     nothing = cast("Any", None)
     groups = GroupObjects(nothing)
     enrolled = EnrolledObjects(nothing, nothing)
-    some = (nothing, nothing, nothing, nothing, nothing, groups)
+    hotplug = HotplugObjects(nothing, nothing)
+    some = (nothing, hotplug, nothing, nothing, nothing, nothing, groups)
     made = Objects(*some, enrolled, nothing, nothing, nothing)
     return dict(made.handlers())
 

@@ -17,7 +17,7 @@ _POLICY: Final = sources.DBUS / "org.svirt1.policy"
 _RULES: Final = sources.DBUS / "org.svirt1.rules"
 _DTD: Final = "/usr/share/polkit-1/policyconfig-1.dtd"
 # Whoever sits at the machine, and members of the group, may do these without a dialog.
-_OWN: Final = {"org.svirt1.launch", "org.svirt1.acquire"}
+_OWN: Final = {"org.svirt1.launch", "org.svirt1.acquire", "org.svirt1.attach"}
 # A dialog that shows nothing of the request: an answer may count for the next one too.
 _KEPT: Final = {"org.svirt1.verify", "org.svirt1.repair", "org.svirt1.backup"}
 # For members of the contract that this version does not have yet.

@@ -228,7 +228,7 @@ def test_not_enforced_is_said_first() -> None:
 def test_show_says_which_original_is_unknown() -> None:
     held = {"path": "/a.img", "access": "exclusive", "context": "u:r:t:s0:c1"}
     text = render.vm_details(vm(Resources=[held]), user, PLAIN, UTC, enforced=True)
-    assert text.splitlines()[-1].split() == ["exclusive", "/a.img", "u:r:t:s0:c1", "unknown"]
+    assert text.splitlines()[-1].split() == ["-", "exclusive", "/a.img", "u:r:t:s0:c1", "unknown"]
 
 
 def test_show_what_a_stranger_sees() -> None:
@@ -245,6 +245,7 @@ def test_show_what_a_stranger_sees() -> None:
 
 def test_show() -> None:
     held = {"path": "/a b.img", "access": "exclusive", "context": "u:r:t:s0:c1", "original": ""}
+    held["id"] = "r1"
     text = render.vm_details(
         vm(Resources=[held], UUID="12", StateReason="why"), user, PLAIN, UTC, enforced=True
     )
@@ -265,8 +266,8 @@ def test_show() -> None:
         "Id          0123\n"
         "UUID        12\n"
         "\n"
-        "ACCESS     PATH      CONTEXT      ORIGINAL\n"
-        "exclusive  /a b.img  u:r:t:s0:c1\n"
+        "ID  ACCESS     PATH      CONTEXT      ORIGINAL\n"
+        "r1  exclusive  /a b.img  u:r:t:s0:c1\n"
     )
     bare = render.vm_details(vm(), user, PLAIN, UTC, enforced=True)
     assert bare.endswith("\n\nHolds nothing.\n")

@@ -14,9 +14,10 @@ from svirtd.core.model import VM, Caller, Mode, Standing
 from svirtd.engine.authorize import Action
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Entry
+from svirtd.engine.locks import Locks
+from svirtd.engine.meant import Meant
 from svirtd.engine.object_manager import ObjectManager
 from svirtd.engine.queries import Queries
-from svirtd.engine.requests import Requests
 from svirtd.errors import AccessDenied, NoSuchVM
 from svirtd.host.audit import AuditLog
 from svirtd.host.journal import Journal, MessageId
@@ -209,12 +210,11 @@ def test_names_are_alike_to_whoever_may_not_read(found: VM | None, meant: str) -
         async def read(self, _look: object) -> VM | None:
             return found
 
-    requests = object.__new__(Requests)
     for granted, error in ((False, AccessDenied), (True, NoSuchVM)):
         authority = root_only(manager(FakeKernel(granted=granted)))
-        requests._doors = cast("Doors", SimpleNamespace(store=Book(), authority=authority))
+        doors = cast("Doors", SimpleNamespace(store=Book(), authority=authority))
         with pytest.raises(error):
-            asyncio.run(requests._meant(ANN, "vm", meant))
+            asyncio.run(Meant(doors, Locks()).vm(ANN, "vm", meant))
 
 
 def test_one_vm_is_read_by_its_own_context_too() -> None:
