@@ -12,6 +12,7 @@ from typing import Final
 from svirtd.core.levels import reads_down
 from svirtd.core.mcs import Context, parse_context
 from svirtd.core.model import VM, Access, Contexts, Hold
+from svirtd.core.nodes import is_character
 from svirtd.core.separation import Ask, Decision
 
 # Uses of a resource, and the permissions that each one is made of: one of them is the use.
@@ -25,6 +26,7 @@ _OF_FILES: Final[Mapping[str, frozenset[str]]] = {
 # The book does not say which of the two an object is. Their rules are apart in a policy, so that
 # each is looked at: what either lets through is a surplus, what either keeps back a shortfall.
 _FILES: Final = ("file", "blk_file")
+_CHARACTER: Final = ("chr_file",)
 _OF_PROCESSES: Final[Mapping[str, frozenset[str]]] = {
     "signal": frozenset({"signal", "sigkill", "sigstop"}),
     "ptrace": frozenset({"ptrace"}),
@@ -78,7 +80,8 @@ def row(
     me = parse_context(vm.process_context)
     for holds in resources:
         label = parse_context(holds[0].label)
-        decisions = [ask(me, label, kind) for kind in _FILES]
+        kinds = _CHARACTER if is_character(holds[0].device) else _FILES
+        decisions = [ask(me, label, kind) for kind in kinds]
         uses = [_uses(one, _OF_FILES) for one in decisions]
         cell = _cell(vm, holds[0].path, _granted(vm, me, holds), uses, is_vm=False)
         # Everybody who holds it has it as the group's, or nobody.
@@ -101,7 +104,7 @@ def algebra(contexts: Contexts, image_types: Iterable[str] = ()) -> Ask:
     }
 
     def ask(source: Context, target: Context, kind: str) -> Decision:
-        inside = kind in _FILES and source.categories >= target.categories
+        inside = kind in (*_FILES, *_CHARACTER) and source.categories >= target.categories
         allowed = by_type.get(target.type, frozenset()) if inside else frozenset()
         return Decision(allowed, permissive=False)
 

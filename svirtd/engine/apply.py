@@ -7,6 +7,7 @@ and is left alone.
 
 import contextlib
 import enum
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -25,7 +26,7 @@ from svirtd.host.opening import Opened
 
 _MISSING: Final = "nothing is at this path any more"
 _REPLACED: Final = "another file is at this path now"
-_BY_MOUNT: Final = "its mount gives it this label (context=)"
+BY_MOUNT: Final = "its mount gives it this label (context=)"
 _CHANGED: Final = "somebody else changed its label; left alone"
 
 
@@ -121,6 +122,25 @@ def carries(kernel: Kernel, path: str, identity: Identity, categories: frozenset
         return True
 
 
+def mount_carries(kernel: Kernel, path: str, categories: frozenset[int]) -> bool:
+    """Say whether what had its label from its mount may still carry these categories there.
+
+    Such a label goes with the mount and not with the file, so that the folder tells as well. When
+    in doubt, it does.
+    """
+    for place in (path, os.path.dirname(path)):
+        try:
+            with files.held(place) as through:
+                found = kernel.read_label(through)
+        except files.Missing:
+            continue
+        except (NoLabels, OSError):
+            return True
+        if may_carry(found, categories):
+            return True
+    return False
+
+
 def may_carry(label_found: str | None, categories: frozenset[int]) -> bool:
     """Say whether a label contains all these categories; one that cannot be read might."""
     if label_found is None:
@@ -168,7 +188,7 @@ def suspects(
             one.step.identity,
             one.step.path,
             one.step.old or "",
-            one.reason or _BY_MOUNT,
+            one.reason or BY_MOUNT,
             original=one.step.new,
             restorable=not may_carry(one.step.new, categories),
         )

@@ -140,6 +140,8 @@ class Quarantine:
         if suspect.path.startswith(_PROCESS):
             return not processes.under(kernel, suspect.label)
         carried = self._doors.shape.carried(suspect.rank)
+        if suspect.reason == apply.BY_MOUNT:
+            return not apply.mount_carries(kernel, suspect.path, carried)
         return not apply.carries(kernel, suspect.path, suspect.identity, carried)
 
     def _give_back(self, suspect: Suspect) -> bool:

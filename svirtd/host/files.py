@@ -73,6 +73,19 @@ def holding(path: str, identity: Identity) -> Iterator[str]:
         os.close(held)
 
 
+@contextlib.contextmanager
+def held(path: str) -> Iterator[str]:
+    """Hold whatever is at a path now, without links, as holding() does. Raises Missing, OSError."""
+    try:
+        held = walk.hold(path, Links.NONE)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Missing from error
+    try:
+        yield f"/proc/self/fd/{held}"
+    finally:
+        os.close(held)
+
+
 def mode_of(path: str) -> int:
     """Return the mode of what is at a path of the book, a link itself included. Raises OSError."""
     held = walk.hold(path, Links.BUT_THE_LAST)

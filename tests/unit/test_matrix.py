@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svirtd.core import goals
+from svirtd.core import goals, nodes
 from svirtd.core.matrix import Cell, algebra, resources_of, row, size
 from svirtd.core.mcs import Context, format_categories
 from svirtd.core.model import VM, Access, Hold, Identity, Lifetime, State
@@ -225,3 +225,19 @@ def test_what_one_of_two_classes_keeps_back_is_a_shortfall(kind: str) -> None:
         ("vm2", "/srv/20.img"),
     ]
     assert all(one.shortfall == {"write"} and not one.surplus for one in told)
+
+
+def test_a_device_is_asked_about_as_what_it_is() -> None:
+    """A policy has rules of their own for character devices."""
+    asked: list[str] = []
+
+    def ask(_source: Context, _target: Context, kind: str) -> Decision:
+        asked.append(kind)
+        return Decision(frozenset({"read", "write", "append"}), permissive=False)
+
+    one = vm(0, FEW[0])
+    stick = nodes.number(189, 1, block=False)
+    held = replace(hold(one, FEW[0], Access.EXCLUSIVE, 1), device=stick)
+    (cell,) = cells([one], [held], ask)
+    assert asked == ["chr_file"]
+    assert cell.surplus == cell.shortfall == frozenset()
