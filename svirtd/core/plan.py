@@ -148,6 +148,9 @@ def _decide(
             first = holds[0]
             return Decision(seen, first.label, first.original, None, None, first.original_known)
         about.refuse_kind(seen.named, seen.kind)
+        if _is_labelled(seen, target, asker):
+            # What it was before, libvirt knows; here it is as of a VM that was entered again.
+            return Decision(seen, target, None, None, None, original_known=False)
         about.refuse_shared_device(seen.named, seen.kind, seen.device)
         about.refuse_node_terms(seen, goal)
         about.refuse_links(seen, asker)
@@ -163,6 +166,15 @@ def _decide(
     # The step is there even when the label is right by chance: the book must know the original.
     step = Step(seen.identity, seen.path, old=seen.label, new=target)
     return Decision(seen, target, seen.label, step, None, stays=fixed or others)
+
+
+def _is_labelled(seen: Seen, target: str, asker: Asker) -> bool:
+    """Say whether libvirt has labelled for its VM already: what it plugs in while the VM runs.
+
+    The label has the VM's own set in it, or its group's, and nobody in the book holds the object.
+    """
+    libvirts = asker.labeller is Labeller.LIBVIRT
+    return libvirts and seen.access is not Access.PUBLIC and seen.label == target
 
 
 def _is_public(seen: Seen, target: str, asker: Asker) -> bool:

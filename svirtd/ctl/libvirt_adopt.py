@@ -57,7 +57,7 @@ async def adopt(
     shared = {**(domain.mark.groups if domain.mark else {}), **groups}
     vm, made = await _reserve(client, domain)
     try:
-        vm, written = await _write(client, libvirt, vm, text, shared)
+        vm, written, changed = await _write(client, libvirt, vm, text, shared)
     except Failure:
         if made:
             await client.forget(str(vm["Name"]))
@@ -69,7 +69,7 @@ async def adopt(
         problems = tuple(str(one["reason"]) for one in steps if "reason" in one)
     label = read(name, written).seclabel.label
     under = read(name, running).seclabel.label if running is not None else label
-    return Adopted(name, str(vm["Name"]), label, written != text, under != label, problems)
+    return Adopted(name, str(vm["Name"]), label, changed, under != label, problems)
 
 
 async def release(client: LibvirtCalls, libvirt: Libvirt, name: str) -> None:
@@ -113,8 +113,8 @@ async def _reserve(client: LibvirtCalls, domain: Domain) -> tuple[Values, bool]:
 
 async def _write(
     client: LibvirtCalls, libvirt: Libvirt, vm: Values, text: bytes, groups: Mapping[str, str]
-) -> tuple[Values, bytes]:
-    """Write the label; returns the VM as it is then, and the definition as libvirt has it."""
+) -> tuple[Values, bytes, bool]:
+    """Write the label; returns the VM as it is then, the definition, and whether it changed."""
     name = str(vm["Name"])
     for group in sorted({*groups.values()} - {*vm["LastingGroups"]}):
         await client.join(group, name, at_next_start=True)
@@ -133,9 +133,10 @@ async def _write(
         new = adopted(text, name, str(process.with_categories(whole)), shared)
     except ValueError as error:
         raise Failure(_REFUSED, f"domain of VM {name!r}: {error}", Exit.REFUSED) from error
-    if not _alike(text, new):
+    changed = not _alike(text, new)
+    if changed:
         libvirt.define(new)
-    return vm, new
+    return vm, new, changed
 
 
 def _alike(text: bytes, new: bytes) -> bool:

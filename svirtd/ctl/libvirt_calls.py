@@ -65,6 +65,16 @@ class LibvirtCalls(Sharing):
         """Free name and categories of a VM."""
         await self._manager("Forget", "sa{sv}", [name, {}], "")
 
+    async def attach(self, name: str, hold: Hold) -> None:
+        """Enter what libvirt has given to a VM that runs."""
+        (resource,) = _resources((hold,))
+        path = await self._path_of(name)
+        await self._call(path, VM, "Attach", "a{sv}a{sv}", [resource, {}], "s")
+
+    async def detach(self, name: str, id_: str) -> None:
+        """End what libvirt has taken from a VM that runs."""
+        await self._call(await self._path_of(name), VM, "Detach", "sa{sv}", [id_, {}], "")
+
     async def owners(self, what: str) -> list[Values]:
         """Return who holds a path, categories or a context."""
         (owners,) = await self._manager("FindOwners", "s", [what], "aa{sv}")

@@ -207,8 +207,7 @@ def _planned(
     devices = [one.device for one in fresh if one.device]
     snapshot = registry.snapshot(db, [one.identity for one in fresh], devices)
     asker = Asker(asked.caller.uid, asked.request.overrides, vm.labeller)
-    seen = [_found(doors, vm, one) for one in fresh]
-    return _decided(doors, asked, vm, seen, snapshot, sets, asker)
+    return _decided(doors, asked, vm, fresh, snapshot, sets, asker)
 
 
 def _changed(
@@ -273,15 +272,6 @@ def _decided(
         decided = levels.placed(decided, process, enforced=doors.enforcement.levels)
     decided.refuse()
     return list(decided.decisions)
-
-
-def _found(doors: Doors, vm: VM, seen: Seen) -> Seen:
-    """Return an object as it was before libvirt labelled it for its VM: what it carried then is not
-    known any more."""
-    if vm.labeller is not Labeller.LIBVIRT or seen.label is None:
-        return seen
-    carried = parse_context(seen.label).categories
-    return replace(seen, label=None) if doors.shape.categories_of(vm.rank) <= carried else seen
 
 
 def _differs(own: Hold, seen: Seen, replaced: Replaced | None) -> bool:

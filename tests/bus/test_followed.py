@@ -370,3 +370,38 @@ def test_the_daemon_is_killed_while_they_run(
     assert {label(path) for path in disks.values()} == {ORIGINAL}
     for name in names:
         client.call("Forget", "sa{sv}", name, {})
+
+
+def test_what_is_plugged_in_while_it_runs(
+    daemon: Daemon, client: Client, make: Callable[[str], Path], qemu: "subprocess.Popen[bytes]"
+) -> None:
+    """libvirt has labelled it by then, and gives it back before svirtd hears of that."""
+    own, more, taken = make("own"), make("more"), make("taken")
+    check_in(client, "web", own)
+    image_context = client.properties("web")["ImageContext"]
+    set_label(own, image_context)
+    of_vm(client, "web", "Follow", "ua{sv}", qemu.pid, {})
+    (path,) = client.call("GetVM", "s", "web")
+
+    def attach(disk: Path) -> str:
+        (named,) = resources(disk)
+        reply = client.message("Attach", "a{sv}a{sv}", named, {}, path=path, interface=VM)
+        return str(reply.body[0])
+
+    set_label(more, image_context)
+    id_ = attach(more)
+    (held,) = [one for one in client.properties("web")["Resources"] if one["id"] == id_]
+    assert (held["path"], held["context"]) == (str(more), image_context)
+    assert "original" not in held
+    client.acquire("mine", taken)
+    with pytest.raises(BusError, match="'mine'"):
+        attach(taken)
+    client.release("mine")
+    # Plugged out, and looked after no more.
+    set_label(more, ORIGINAL)
+    of_vm(client, "web", "Detach", "sa{sv}", id_, {})
+    assert label(more) == ORIGINAL
+    assert [one["path"] for one in client.properties("web")["Resources"]] == [str(own)]
+    of_vm(client, "web", "Ending", "a{sv}", {})
+    set_label(own, ORIGINAL)
+    end(client, "web")
