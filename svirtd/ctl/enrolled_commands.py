@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`svirtctl enroll`, `unenroll` and `enrolled`: services that run under a VM's label."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from svirtd.ctl.options import enrol_options, json_option, name_argument, parsed
 from svirtd.ctl.render import Screen, shown
 from svirtd.ctl.terminal import answer, ask, screen, warn
 from svirtd.ctl.values import Options
-from svirtd.errors import InvalidArgs, NoSuchVM
+from svirtd.errors import AccessDenied, InvalidArgs, NoSuchVM
 
 Values = Mapping[str, Any]
 
@@ -50,6 +51,7 @@ def enroll(unit: str, name: str, disks: Sequence[Disk], **options: Any) -> None:
       svirtctl enroll web.service web --disk /srv/web.img
       svirtctl enroll vm@db.service db --disk /srv/db.img --goal offline
     """
+    _refuse_users()
     asked = Options(**options)
 
     async def action(client: Client) -> Values:
@@ -77,6 +79,7 @@ def unenroll(unit: str, keep: bool) -> None:
 
     It must not run. Its drop-in is removed, and the VM forgotten.
     """
+    _refuse_users()
 
     async def action(client: Client) -> None:
         missing = None
@@ -119,6 +122,7 @@ def refresh() -> None:
     That is due where "enrolled list" says that one is missing or not what it should be: after a
     VM has got into another group, say, or its goal was changed.
     """
+    _refuse_users()
 
     async def action(client: Client) -> list[str]:
         found = await client.enrolled()
@@ -147,6 +151,13 @@ def end(unit: str) -> None:
     """Give the labels of UNIT back. Called by systemd, after the unit has ended."""
     ask(lambda client: client.end_enrolled(unit))
     answer({"unit": unit}, lambda: "")
+
+
+def _refuse_users() -> None:
+    """Raise Failure before anything is half done: the drop-in is a file of root's."""
+    if os.geteuid() != 0:
+        text = f"a drop-in below {drop_ins.FOLDER} is written, which takes root"
+        raise Failure(AccessDenied.name, text, Exit.PERMISSION)
 
 
 async def _enrolled(client: Client, unit: str) -> Values:

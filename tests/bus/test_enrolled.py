@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -345,5 +346,10 @@ def test_what_cannot_be_enrolled(daemon: Daemon, client: Client, tmp_path: Path)
         options = {key: Variant("s", "x")}
         assert "unknown key" in client.error("Enroll", ENROLL, "a.service", "vm", [], options).text
     assert svirtctl("enroll", "not-there.service", "vm").returncode == 3
+    # Somebody else's drop-in could not be written: said before anything is done.
+    drop = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "svirtctl"]
+    for command in (["enroll", "a", "vm"], ["unenroll", "a"], ["enrolled", "refresh"]):
+        refused = subprocess.run([*drop, *command], capture_output=True, text=True, check=False)
+        assert refused.returncode == 4, refused.stderr
     assert client.vms() == {}
     assert client.error("Unenroll", "sa{sv}", "a.service", {}).name.endswith("NoSuchVM")
