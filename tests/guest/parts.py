@@ -30,6 +30,7 @@ _COSTS_S: Final = {
     "m_goals": 70,
     "o_coexist": 150,
     "p_desk": 90,
+    "p_enrolled": 100,
 }
 _ON_OLDER: Final = (
     *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix", "l_types"),
