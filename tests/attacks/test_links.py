@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from svirtd.core import overlays
 from svirtd.host.bus import BusError, Variant
 from tests.attack import REFUSED, assert_refused
 from tests.attacks.arena import Arena
@@ -59,6 +60,30 @@ def test_a_disk_of_another_user_that_everybody_may_write(
         owner = arena.stranger(ben)
         owner.acquire("his", disk)
         owner.release("his")
+
+
+@against("a file is its owner's")
+def test_a_disk_of_another_user_that_a_header_names(
+    arena: Arena, ann: Account, ben: Account
+) -> None:
+    """It would become one that every VM reads."""
+    disk = arena.disk(ben, folder=arena.victim(ben).parent)
+    disk.chmod(0o644)
+    top = arena.home(ann) / "top.qcow2"
+    top.write_bytes(overlays.empty(str(disk), 1 << 20).head)
+    os.chown(top, ann.uid, ann.gid)
+    given = resources(top)[0] | {"format": Variant("s", "qcow2")}
+    stranger = arena.stranger(ann)
+    refused = None
+    try:
+        stranger.call("Acquire", ACQUIRE, "vm", [given], {})
+    except BusError as error:
+        refused = error
+    arena.verdict(refused is None, "another user's disk under one's own")
+    if refused is not None:
+        assert_refused(refused, REFUSED, f"belongs to uid {ben.uid}")
+        assert label(disk) is None
+    top.unlink()
 
 
 def test_a_disk_that_another_user_may_not_open(arena: Arena, ann: Account, ben: Account) -> None:
