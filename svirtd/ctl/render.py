@@ -115,6 +115,7 @@ def vm_details(
         ("Groups", ", ".join(map(str, vm.get("Groups", ())))),
         ("Lasting", ", ".join(map(str, vm.get("LastingGroups", ())))),
         ("Unit", vm.get("Unit", "")),
+        ("Labelled by", "libvirt" if vm.get("LabelledBy") == "libvirt" else ""),
         ("Main PID", vm.get("MainPID", 0) or ""),
         ("Process", vm.get("ProcessContext", "")),
         ("Image", vm.get("ImageContext", "")),

@@ -14,6 +14,7 @@ import pytest
 
 from svirtd.core.mcs import parse_categories
 from svirtd.host.bus import BusError, Variant
+from tests.bus.test_reboot import reboot
 from tests.support import (
     VM,
     Client,
@@ -405,3 +406,25 @@ def test_what_is_plugged_in_while_it_runs(
     of_vm(client, "web", "Ending", "a{sv}", {})
     set_label(own, ORIGINAL)
     end(client, "web")
+
+
+def test_after_a_reboot_nothing_of_libvirts_runs(
+    own_daemon: Daemon, client: Client, make: Callable[[str], Path], qemu: "subprocess.Popen[bytes]"
+) -> None:
+    """Not even what has the number of the process of then, and libvirt's own memory is void."""
+    disks = []
+    for number, name in enumerate(("runs", "starts")):
+        disk = make(name)
+        disks.append(disk)
+        check_in(client, name, disk, uuid=UUID[:-1] + str(number))
+        set_label(disk, client.properties(name)["ImageContext"])
+    of_vm(client, "runs", "Follow", "ua{sv}", qemu.pid, {})
+    pairs = {name: client.properties(name)["Categories"] for name in ("runs", "starts")}
+    with reboot(own_daemon):
+        pass
+    for name, pair in pairs.items():
+        vm = client.properties(name)
+        assert (vm["State"], vm["Categories"], vm["Resources"]) == ("reserved", pair, [])
+        client.call("Forget", "sa{sv}", name, {})
+    assert {label(path) for path in disks} == {ORIGINAL}
+    assert client.manager()["PairsQuarantined"] == 0
