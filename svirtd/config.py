@@ -64,6 +64,7 @@ class Limits:
     pending_bytes: int = 67_108_864
     pending_bytes_per_user: int = 8_388_608
     pending_fds_per_user: int = 512
+    tree_files: int = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +224,7 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
     ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
     ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),
+    ("limits", "tree-files"): ("tree_files", _number(1, 100_000_000)),
     ("limits", "dialogs-per-user"): ("dialogs_per_user", _number(0, 1000)),
 }
 

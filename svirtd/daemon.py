@@ -19,6 +19,7 @@ from svirtd.engine.enforcement import Enforcement, base_contexts
 from svirtd.engine.reload import load
 from svirtd.errors import ConfigError, StartError, SvirtError
 from svirtd.host.bus import BusError, BusLost
+from svirtd.host.crew import beside_crew
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.kernel import Kernel
 from svirtd.host.opener import beside_opener
@@ -101,12 +102,17 @@ def _run(config: Config, config_path: str | None, goals: Goals, journal: Journal
     contexts = base_contexts(kernel, config)
     enforcement = Enforcement(kernel, config, contexts)
     enforcement.check_start()
-    with beside_opener(kernel) as opener, keeper.book(config, journal) as store:
+    with (
+        beside_crew() as crew,
+        beside_opener(kernel) as opener,
+        keeper.book(config, journal) as store,
+    ):
         text = PoolText(config.private, config.groups, config.reserved, config.private_size)
         shape = config.shape
         order = store.now(lambda db: pool.prepare(db, text, shape))
         service = Service(config, config_path, goals, journal)
-        asyncio.run(service.serve(kernel, opener, enforcement, contexts, store, shape, order))
+        serving = service.serve(kernel, opener, crew, enforcement, contexts, store, shape, order)
+        asyncio.run(serving)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Point(enum.StrEnum):
     BEGIN_AFTER = "begin-after"  # the entry is durable; nothing is labelled
     LABEL_BEFORE = "label-before"
     LABEL_AFTER = "label-after"
+    TREE_REMEMBERED = "tree-remembered"  # what a part of a tree had is in the book, not yet changed
     FOLDER_MADE = "folder-made"  # the runtime folder
     START_BEFORE = "start-before"
     START_QUEUED = "start-queued"  # systemd has the job and has not said how it ended

@@ -57,6 +57,7 @@ from svirtd.errors import StartError, SvirtError
 from svirtd.host import notify, runtime
 from svirtd.host.audit import AuditLog
 from svirtd.host.bus import Connection
+from svirtd.host.crew import Crew
 from svirtd.host.journal import Journal, MessageId, Priority
 from svirtd.host.kernel import Kernel
 from svirtd.host.machined import Machined
@@ -90,6 +91,7 @@ class Service:
         self,
         kernel: Kernel,
         opener: Opener,
+        crew: Crew,
         enforcement: Enforcement,
         contexts: Contexts,
         store: Store,
@@ -114,6 +116,7 @@ class Service:
                 goals=SiteGoals(self._goals, enforcement, contexts),
                 kernel=kernel,
                 opener=opener,
+                crew=crew,
                 bus=bus,
                 bus_id=bus_id,
                 systemd=Systemd(bus, lambda: self._doors.config.answer_timeout_s),
@@ -147,12 +150,13 @@ class Service:
         events = Events()
         units = Units(doors)
         departures = Departures(bus, doors.bus_id)
-        operations = Operations(doors, events, units)
+        jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
+        operations = Operations(doors, events, units, jobs)
         foreign = Foreign(doors)
         requests = Requests(doors, events, units, departures, operations, foreign)
         enrolled = Enrolled(doors, events, units, operations, requests, foreign)
         holdings = Holdings(doors, events, operations)
-        quarantine = Quarantine(doors)
+        quarantine = Quarantine(doors, operations.trees)
         recovery = Recovery(
             doors,
             operations,
@@ -163,7 +167,6 @@ class Service:
             Reentry(doors, events, operations, units),
         )
         drift = Drift(doors, operations, events)
-        jobs = Jobs(events, doors.authority, lambda: doors.config.limits)
         verify = Verify(doors, events, jobs, recovery, quarantine, drift, foreign, units)
         watch = Watch(doors, drift)
         leases = Leases(doors, events, operations, holdings, units)
@@ -222,6 +225,7 @@ class Service:
             for work in (
                 self._lost(bus),
                 doors.opener.lost(),
+                doors.crew.lost(),
                 self._watch(bus),
                 self._tell(),
                 self._again(quarantine, verify, watch),

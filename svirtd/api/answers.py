@@ -76,6 +76,8 @@ def _hold(hold: Hold) -> dict[str, Variant]:
         "access": Variant("s", hold.access.value),
         "context": Variant("s", hold.label),
     }
+    if hold.recursive:
+        shown["recursive"] = Variant("b", True)
     if hold.group:
         shown["group"] = Variant("s", hold.group)
     if hold.name:
@@ -238,6 +240,10 @@ JOB_PROPERTIES: Final[Mapping[str, tuple[str, Callable[[JobView], object]]]] = {
     "State": ("s", lambda job: job.state.value),
     "Progress": ("d", lambda job: job.progress),
     "Error": ("(ss)", lambda job: list(job.error)),
+    "Done": ("t", lambda job: job.done),
+    "Total": ("t", lambda job: job.total),
+    "Rate": ("t", lambda job: job.rate),
+    "Remaining": ("t", lambda job: job.remaining_us),
 }
 
 

@@ -382,7 +382,7 @@ def _visible(caller: Caller, entry: Entry) -> dict[str, Variant]:
 def _standing(standing: Standing, doors: Doors) -> dict[str, Variant]:
     """The properties that change with the kernel's mode and its policy."""
     features = ["caller-lifetime", "channels", "enrolled", "goals", "groups", "hotplug", "launch"]
-    features += ["libvirt", "matrix", "nodes", "qcow2", "verify", "walls"]
+    features += ["libvirt", "matrix", "nodes", "qcow2", "trees", "verify", "walls"]
     features += ["machined"] * (doors.machined is not None)
     features += ["object-manager"] * standing.asks
     return {

@@ -299,14 +299,14 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
     given = typed(what, values, _RESOURCE)
     path, index = given.get("path"), given.get("fd")
     access, form = given.get("access", goal.default_access.value), given.get("format", "raw")
-    if given.get("recursive", False):
-        raise NotSupported(f"{what}: directory trees are not supported by this version")
     if (path is None) == (index is None):
         raise InvalidArgs(f"{what}: expected exactly one of 'path' and 'fd'")
     if access == "host-shared":
         raise NotSupported(f"{what}: access {access!r} is not supported by this version")
     if access not in _ACCESSES:
         raise InvalidArgs(f"{what}: access {access[:32]!r}; expected {choice(_ACCESSES)}")
+    if given.get("recursive") and form != Format.RAW.value:
+        raise InvalidArgs(f"{what}: 'recursive' is for directories, which have no format")
     if form not in _FORMATS:
         raise InvalidArgs(
             f"{what}: format {form[:32]!r}; expected {choice(_FORMATS)} ('raw' labels the file as "
@@ -333,6 +333,7 @@ def _resource(what: str, values: Options, fds: Sequence[int], goal: Goal) -> Res
         level=_level(what, given.get("level", ""), ranges=False),
         until_us=until_us,
         at_end=at_end,
+        recursive=given.get("recursive", False),
         format=_FORMATS[form],
         backing=backing,
         backing_group=group if below else "",

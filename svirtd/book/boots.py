@@ -48,7 +48,7 @@ def objects(db: Database) -> list[Known]:
     for (steps,) in db.execute("SELECT steps FROM operation"):
         found += [
             Known(Identity(dev, ino), path, frozenset({old, new}))
-            for dev, ino, path, old, new in json.loads(steps)
+            for dev, ino, path, old, new, *_ in json.loads(steps)
         ]
     found += [
         Known(Identity(dev, ino), path, frozenset({label}))
@@ -67,6 +67,7 @@ def renumber(db: Database, moves: Mapping[int, int]) -> None:
     pairs = [number for move in moves.items() for number in move]
     db.execute(f"UPDATE hold SET dev = {cases}", pairs)
     db.execute(f"UPDATE quarantine SET dev = {cases}", pairs)
+    db.execute(f"UPDATE tree SET dev = {cases}", pairs)
     for id_, steps in db.execute("SELECT id, steps FROM operation").fetchall():
         moved: list[list[Any]] = [[moves.get(dev, dev), *rest] for dev, *rest in json.loads(steps)]
         db.execute("UPDATE operation SET steps = ? WHERE id = ?", [json.dumps(moved), id_])

@@ -29,7 +29,7 @@ def open_operation(
 ) -> Operation:
     """Record what is about to be done. `created`: the VM is new with this operation. `numbers` are
     of the holds that it is about, where it is not about all of the VM's."""
-    text = json.dumps([(s.identity.dev, s.identity.ino, s.path, s.old, s.new) for s in steps])
+    text = json.dumps([_packed(step) for step in steps])
     row = db.execute(
         "INSERT INTO operation(kind, rank, created, caller_uid, steps, started_us, numbers)"
         " VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -80,6 +80,14 @@ def _operation(db: Database, row: Sequence[Any]) -> Operation:
         vm,
         bool(created),
         caller_uid,
-        tuple(Step(Identity(d, i), p, old, new) for d, i, p, old, new in json.loads(steps)),
+        tuple(
+            Step(Identity(dev, ino), path, old, new, bool(recursive))
+            for dev, ino, path, old, new, *recursive in json.loads(steps)
+        ),
         tuple(json.loads(numbers)) if numbers else (),
     )
+
+
+def _packed(step: Step) -> tuple[int | str | None, ...]:
+    packed = (step.identity.dev, step.identity.ino, step.path, step.old, step.new)
+    return (*packed, 1) if step.recursive else packed

@@ -273,6 +273,18 @@ def add_holds(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
             for h in holds
         ],
     )
+    _begin_trees(db, holds)
+
+
+def _begin_trees(db: Database, holds: Sequence[Hold]) -> None:
+    """Say which objects are trees: what their entries carried is kept beside, see book/trees.py."""
+    for hold in holds:
+        if hold.recursive:
+            db.execute(
+                "INSERT INTO tree(dev, ino, label, inodes) SELECT ?, ?, NULL, x'' WHERE NOT EXISTS("
+                "SELECT 1 FROM tree WHERE dev = ? AND ino = ?)",
+                [hold.identity.dev, hold.identity.ino] * 2,
+            )
 
 
 def set_digests(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
@@ -320,15 +332,12 @@ def holds_of(db: Database, vm: VM) -> list[Hold]:
 
 def holds_by_group(db: Database, name: str) -> list[Hold]:
     """Return what is labelled by a group's category."""
-    return [_hold(row) for row in db.execute(f"{_HOLD} WHERE h.grp = ? ", [name])]
+    return holds_where(db, "h.grp = ?", [name])
 
 
 def ended_holds(db: Database, now_us: int) -> list[Hold]:
     """Return the holds whose end has come."""
-    return [
-        _hold(row)
-        for row in db.execute(f"{_HOLD} WHERE h.until_us <> 0 AND h.until_us <= ?", [now_us])
-    ]
+    return holds_where(db, "h.until_us <> 0 AND h.until_us <= ?", [now_us])
 
 
 def holders_of(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
@@ -350,6 +359,11 @@ def holds_on(db: Database, identity: Identity) -> list[Hold]:
             [identity.dev, identity.ino],
         )
     ]
+
+
+def holds_where(db: Database, condition: str, values: Sequence[Any]) -> list[Hold]:
+    """Return the holds (h) of VMs (v) that meet a condition of the book's own."""
+    return [_hold(row) for row in db.execute(f"{_HOLD} WHERE {condition}", values)]
 
 
 def _with_vms(db: Database, holds: Sequence[Hold]) -> list[tuple[VM, Hold]]:

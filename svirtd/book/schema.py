@@ -251,6 +251,18 @@ def _others(db: Database) -> None:
     db.execute("ALTER TABLE operation ADD COLUMN numbers TEXT NOT NULL DEFAULT ''")
 
 
+@migrations(name="0010-trees")
+def _trees(db: Database) -> None:
+    # Of a tree: one row that says that its root is one, and one for each label that entries had
+    # beside the root's own, with the inodes of these; the label is NULL where they had none.
+    db.execute(
+        "CREATE TABLE tree(dev INTEGER NOT NULL, ino INTEGER NOT NULL, label TEXT,"
+        " inodes BLOB NOT NULL) STRICT"
+    )
+    db.execute("CREATE INDEX tree_root ON tree(dev, ino)")
+    db.execute("CREATE INDEX hold_tree ON hold(dev) WHERE recursive <> 0")
+
+
 def migrate(db: Database) -> None:
     """Bring the book to this version's schema.
 

@@ -47,7 +47,7 @@ def may_put_back(finding: Finding) -> bool:
 def _repair(look: Look, rules: Rules, *, character: bool) -> str:
     match look.problem:
         case None:
-            why = _why_not(look.label, rules, character=character)
+            why = why_not(look.label, rules, character=character)
             return _LEFT_ALONE + why if why else PUT_BACK
         case FindingKind.MISSING:
             return (
@@ -65,7 +65,7 @@ def _repair(look: Look, rules: Rules, *, character: bool) -> str:
             return _LEFT_ALONE + "mend what keeps svirtd from the file"
 
 
-def _why_not(label: str | None, rules: Rules, *, character: bool) -> str:
+def why_not(label: str | None, rules: Rules, *, character: bool) -> str:
     """Say why a label that somebody else set is left as it is; empty if it may be replaced.
 
     The rule is that of a first labelling. What `restorecon` sets is a plain type of the list. A

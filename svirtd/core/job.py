@@ -16,7 +16,11 @@ class JobState(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """What others may know of a job. `progress` goes from 0 to 1 and never back."""
+    """What others may know of a job. `progress` goes from 0 to 1 and never back.
+
+    Of what is counted: `done` so far, `total` as it is guessed by now, `rate` in a second. All are
+    0 where nothing is.
+    """
 
     id: int
     kind: str
@@ -24,3 +28,11 @@ class JobView:
     state: JobState
     progress: float
     error: tuple[str, str]
+    done: int = 0
+    total: int = 0
+    rate: int = 0
+
+    @property
+    def remaining_us(self) -> int:
+        """How long the rest takes if it goes on so; 0 if that is not known."""
+        return max(0, self.total - self.done) * 1_000_000 // self.rate if self.rate else 0

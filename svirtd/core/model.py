@@ -3,7 +3,7 @@
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from svirtd.core.filesystems import Mount
 from svirtd.core.groups import AtEnd
@@ -296,16 +296,18 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One label change: of the object at `path`, if it still is `identity`, from `old` to `new`."""
+    """One label change: of the object at `path`, if it still is `identity`, from `old` to `new`;
+    `recursive`: and of all that is in it, whatever each entry had, which the book knows."""
 
     identity: Identity
     path: str
     old: str | None
     new: str | None
+    recursive: bool = False
 
     def undone(self) -> "Step":
-        """The step that takes this one back."""
-        return Step(self.identity, self.path, old=self.new, new=self.old)
+        """Return the step that takes this one back."""
+        return replace(self, old=self.new, new=self.old)
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,7 +393,8 @@ class Process:
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What the book says about the objects that a request names, and about the devices behind them,
-    whatever node they were held by."""
+    whatever node they were held by; and who holds the tree that one is in, or something in one."""
 
     holds: Mapping[Identity, Sequence[Hold]] = field(default_factory=dict)
     devices: Mapping[int, Sequence[Hold]] = field(default_factory=dict)
+    around: Mapping[Identity, Hold] = field(default_factory=dict)

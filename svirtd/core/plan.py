@@ -90,6 +90,7 @@ def plan(
                 vm_id,
                 one,
                 (holds.get(one.identity, ()), snapshot.devices.get(one.device, ())),
+                snapshot,
                 targets,
                 goal,
                 rules,
@@ -111,12 +112,17 @@ def _refuse_duplicates(seen: Sequence[Seen]) -> None:
                 raise InvalidArgs(
                     f"{one.named} and {other.named} are the same {what}; name each resource once"
                 )
+    for tree in (one for one in seen if one.terms.recursive):
+        for one in seen:
+            if one.identity.dev == tree.identity.dev and one.path.startswith(f"{tree.path}/"):
+                raise InvalidArgs(f"{one.named} is in the tree {tree.named}; name only the tree")
 
 
 def _decide(
     vm_id: str,
     seen: Seen,
     held: tuple[Sequence[Hold], Sequence[Hold]],
+    snapshot: Snapshot,
     targets: Mapping[tuple[Access, str], str],
     goal: Goal,
     rules: Rules,
@@ -147,7 +153,8 @@ def _decide(
             # that is there, and gives the original back only from that.
             first = holds[0]
             return Decision(seen, first.label, first.original, None, None, first.original_known)
-        about.refuse_kind(seen.named, seen.kind)
+        about.refuse_kind(seen.named, seen.kind, recursive=seen.terms.recursive)
+        _refuse_tree(asker, seen, snapshot)
         if _is_labelled(seen, target, asker):
             # What it was before, libvirt knows; here it is as of a VM that was entered again.
             return Decision(seen, target, None, None, None, original_known=False)
@@ -164,7 +171,8 @@ def _decide(
     except SvirtError as error:
         return Decision(seen, target, seen.label, None, error)
     # The step is there even when the label is right by chance: the book must know the original.
-    step = Step(seen.identity, seen.path, old=seen.label, new=target)
+    recursive = seen.terms.recursive
+    step = Step(seen.identity, seen.path, old=seen.label, new=target, recursive=recursive)
     return Decision(seen, target, seen.label, step, None, stays=fixed or others)
 
 
@@ -175,6 +183,27 @@ def _is_labelled(seen: Seen, target: str, asker: Asker) -> bool:
     """
     libvirts = asker.labeller is Labeller.LIBVIRT
     return libvirts and seen.access is not Access.PUBLIC and seen.label == target
+
+
+def _refuse_tree(asker: Asker, seen: Seen, snapshot: Snapshot) -> None:
+    """An object is held by itself or with the tree that it is in: never both, for two labels."""
+    hold = snapshot.around.get(seen.identity)
+    if hold is not None:
+        if asker.uid not in (0, hold.owner_uid):
+            raise ResourceBusy(
+                f"{seen.named} is in, or has in it, what a VM of another user holds; use another "
+                "one, or have that VM released"
+            )
+        raise ResourceBusy(
+            f"{seen.named}: VM {hold.vm_name!r} holds {hold.path}"
+            + (" with all that is in it" if hold.recursive else ", which is in it")
+            + "; release that VM first"
+        )
+    if seen.terms.recursive and asker.labeller is Labeller.LIBVIRT:
+        raise ResourceRefused(
+            f"{seen.named}: libvirt labels no directory tree; have svirtd label it, for a VM that "
+            "another service starts"
+        )
 
 
 def _is_public(seen: Seen, target: str, asker: Asker) -> bool:

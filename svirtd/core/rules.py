@@ -55,16 +55,23 @@ class Asker:
     labeller: Labeller = Labeller.SVIRTD
 
 
-def refuse_kind(named: str, kind: Kind) -> None:
-    """Refuse what is never labelled."""
-    if kind is Kind.DIRECTORY:
+def refuse_kind(named: str, kind: Kind, *, recursive: bool = False) -> None:
+    """Refuse what is never labelled; `recursive` asks for a directory with all that is in it."""
+    if recursive and kind is not Kind.DIRECTORY:
         raise ResourceRefused(
-            f"{named} is a directory; directory trees are not supported by this version: "
-            "name the files in it"
+            f"{named} is a {kind.value}, and 'recursive' is for directories: leave it out"
         )
+    if kind is Kind.DIRECTORY and not recursive:
+        raise ResourceRefused(
+            f"{named} is a directory; ask for it with all that is in it (recursive, or svirtctl "
+            "--tree), or name the files in it"
+        )
+    if kind is Kind.DIRECTORY:
+        return
     if kind not in (Kind.FILE, Kind.BLOCK, *NODES):
         raise ResourceRefused(
-            f"{named} is a {kind.value}; files, devices, fifos and sockets are labelled"
+            f"{named} is a {kind.value}; files, devices, directories, fifos and sockets are "
+            "labelled"
         )
 
 

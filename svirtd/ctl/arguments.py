@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from svirtd.core.model import Access
@@ -32,12 +32,13 @@ class Disk:
     """A resource as the command line names it; `path` is absolute.
 
     `access` is None where the goal's default is meant. `terms` are further keys of the contract's,
-    with what was said for each.
+    with what was said for each. `recursive`: a directory with all that is in it.
     """
 
     path: str
     access: Access | None
     terms: tuple[tuple[str, str | int], ...] = ()
+    recursive: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,11 @@ def parse_disk(text: str) -> Disk:
     if how is Access.GROUP and "group" not in terms:
         raise ValueError("access 'group' takes the name of one: PATH:group=NAME")
     return Disk(absolute(path), how, tuple(terms.items()))
+
+
+def parse_tree(text: str) -> Disk:
+    """Read what parse_disk() does, for a directory with all that is in it."""
+    return replace(parse_disk(text), recursive=True)
 
 
 def _term(key: str, value: str) -> str | int:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from svirtd.core.model import State
@@ -15,17 +15,15 @@ from svirtd.ctl.arguments import Disk
 from svirtd.ctl.calls import MANAGER, NAME, PROPERTIES, ROOT, VM, failures
 from svirtd.ctl.enrolling import Enrolling
 from svirtd.ctl.failures import INCONSISTENT, Exit, Failure, bus_lost
+from svirtd.ctl.following import JOB_TIMEOUT_S, Following, Progress
 from svirtd.ctl.hotplug import Hotplug
 from svirtd.ctl.sharing import Sharing
 from svirtd.ctl.values import Options, Values, plain, resources
 from svirtd.errors import Failed
 from svirtd.host.bus import BUS, Message, Variant
 
-# Long enough for any disk. Whoever has seen enough cancels.
-_JOB_TIMEOUT_S: Final = 7 * 24 * 3600.0
 # Starting and stopping wait for systemd, and a guest may take its time to end.
 _LONG_TIMEOUT_S: Final = 150.0
-_JOB: Final = "org.svirt1.Job"
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 
 # Interface, member, signature, and the names that a line of output gives to the arguments.
@@ -53,31 +51,56 @@ def _stream(reply: Message) -> socket.socket:
             os.close(fd)
 
 
-class Client(Sharing, Enrolling, Hotplug):
+class Client(Sharing, Enrolling, Hotplug, Following):
     """Calls to svirtd. Every method raises Failure, and nothing else, for what the bus does."""
 
     async def launch(
-        self, name: str, command: Sequence[str], disks: Sequence[Disk], options: Options
+        self,
+        name: str,
+        command: Sequence[str],
+        disks: Sequence[Disk],
+        options: Options,
+        progress: Progress | None = None,
     ) -> tuple[str, str]:
-        """Launch a VM; returns its object path and its unit."""
-        path, unit = await self._manager(
-            "Launch",
-            "sasaa{sv}a{sv}",
-            [name, list(command), resources(disks), options.variants()],
-            "os",
-            _LONG_TIMEOUT_S,
-        )
+        """Launch a VM; returns its object path and its unit. Cancelled while it labels trees, it
+        takes them back."""
+        body = [name, list(command), resources(disks), options.variants()]
+        async with self._labelling(disks, progress) as timeout_s:
+            path, unit = await self._manager("Launch", "sasaa{sv}a{sv}", body, "os", timeout_s)
         return path, unit
 
-    async def acquire(self, name: str, disks: Sequence[Disk], options: Options) -> str:
-        """Label resources for a VM; returns its object path."""
+    async def acquire(
+        self,
+        name: str,
+        disks: Sequence[Disk],
+        options: Options,
+        progress: Progress | None = None,
+    ) -> str:
+        """Label resources for a VM; returns its object path. Cancelled while it labels trees, it
+        takes them back."""
         body = [name, resources(disks), options.variants()]
-        (path,) = await self._manager("Acquire", "saa{sv}a{sv}", body, "o")
+        async with self._labelling(disks, progress) as timeout_s:
+            (path,) = await self._manager("Acquire", "saa{sv}a{sv}", body, "o", timeout_s)
         return str(path)
 
-    async def release(self, name: str) -> None:
-        """Take the labels of a VM back."""
-        await self._manager("Release", "sa{sv}", [name, {}], "", _LONG_TIMEOUT_S)
+    @contextlib.asynccontextmanager
+    async def _labelling(
+        self, disks: Sequence[Disk], progress: Progress | None
+    ) -> AsyncIterator[float]:
+        """Follow the job if there are trees; the value is how long to wait for the reply."""
+        if not any(one.recursive for one in disks):
+            yield _LONG_TIMEOUT_S
+            return
+        async with self._following("tree", progress):
+            yield JOB_TIMEOUT_S
+
+    async def release(self, name: str, progress: Progress | None = None) -> None:
+        """Take the labels of a VM back; with `progress`, of trees it is told how far that is."""
+        if progress is None:
+            await self._manager("Release", "sa{sv}", [name, {}], "", JOB_TIMEOUT_S)
+            return
+        async with self._following("tree", progress):
+            await self._manager("Release", "sa{sv}", [name, {}], "", JOB_TIMEOUT_S)
 
     async def forget(self, name: str) -> None:
         """Free the reservation of a VM."""
@@ -108,34 +131,14 @@ class Client(Sharing, Enrolling, Hotplug):
         return list(plain(owners))
 
     async def verify(
-        self, folders: Sequence[str], progress: Callable[[float], None], *, repair: bool
+        self, folders: Sequence[str], progress: Progress, *, repair: bool
     ) -> list[Values]:
-        """Compare the book with the host; returns what differs. Cancelled, the daemon stops too.
-
-        `progress` is told how far it is, 0 to 1.
-        """
-        jobs: list[str] = []
-
-        def begun(msg: Message) -> None:
-            jobs.append(msg.body[1])
-
-        def moved(msg: Message) -> None:
-            if msg.path in jobs and "Progress" in msg.body[1]:
-                progress(float(plain(msg.body[1]["Progress"])))
-
-        with failures(bus_lost("it does not answer")):
-            await self._bus.subscribe(NAME, MANAGER, "JobNew", begun)
-            await self._bus.subscribe(NAME, PROPERTIES, "PropertiesChanged", moved, arg0=_JOB)
+        """Compare the book with the host; returns what differs. Cancelled, the daemon stops too."""
         options = {"scan": Variant("as", list(folders))} if folders else {}
-        try:
+        async with self._following("verify", progress):
             (findings,) = await self._manager(
-                "Verify", "ba{sv}", [repair, options], "aa{sv}", _JOB_TIMEOUT_S
+                "Verify", "ba{sv}", [repair, options], "aa{sv}", JOB_TIMEOUT_S
             )
-        except asyncio.CancelledError:
-            for job in jobs:
-                with contextlib.suppress(Failure):  # it has ended by itself
-                    await self._call(job, _JOB, "Cancel", "a{sv}", [{}], "")
-            raise
         return list(plain(findings))
 
     async def matrix(self) -> list[Values]:

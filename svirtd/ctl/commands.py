@@ -29,7 +29,16 @@ from svirtd.ctl.channel import Unsent, pump
 from svirtd.ctl.client import Client
 from svirtd.ctl.failures import IO_ERROR, Exit, Failure, exit_code
 from svirtd.ctl.options import json_option, name_argument, parsed, request_options
-from svirtd.ctl.terminal import answer, ask, progress_bar, screen, user_name, wants_json, warn
+from svirtd.ctl.terminal import (
+    answer,
+    ask,
+    progress_bar,
+    screen,
+    shows_progress,
+    user_name,
+    wants_json,
+    warn,
+)
 from svirtd.ctl.values import Options
 
 # What verify tells and nobody has to do anything about.
@@ -118,7 +127,8 @@ def launch(
 
     async def action(client: Client) -> None:
         enforced = await client.enforced()
-        path, unit = await client.launch(name, argv, disks, asked)
+        with progress_bar() as progress:
+            path, unit = await client.launch(name, argv, disks, asked, progress)
         warn(enforced=enforced)
         answer(
             {"name": name, "vm": path, "unit": unit, "enforced": enforced},
@@ -143,19 +153,16 @@ def acquire(name: str, disks: Sequence[Disk], lifetime: str | None, **options: A
 
     async def action(client: Client) -> None:
         enforced = await client.enforced()
-        path = await client.acquire(name, disks, asked)
+        with progress_bar() as progress:
+            path = await client.acquire(name, disks, asked, progress)
         warn(enforced=enforced)
         answer(
             {"name": name, "vm": path, "enforced": enforced},
-            lambda: f"{render.shown(name)} holds {_count(disks)}\n",
+            lambda: f"{render.shown(name)} holds {render.resources(len(disks))}\n",
         )
         await _stay(client, name, asked, holds=bool(disks))
 
     ask(action)
-
-
-def _count(disks: Sequence[Disk]) -> str:
-    return "1 resource" if len(disks) == 1 else f"{len(disks)} resources"
 
 
 async def _stay(client: Client, name: str, asked: Options, *, holds: bool) -> None:
@@ -175,7 +182,8 @@ def release(name: str) -> None:
 
     Stops the unit if "launch" started it. A persistent VM keeps its name and categories.
     """
-    ask(lambda client: client.release(name))
+    with progress_bar() as progress:
+        ask(lambda client: client.release(name, progress if shows_progress() else None))
     answer({"name": name}, lambda: f"{render.shown(name)} is released\n")
 
 

@@ -85,6 +85,11 @@ def _key(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", whole).lower()
 
 
+def resources(count: int) -> str:
+    """Return so many resources in words."""
+    return "1 resource" if count == 1 else f"{count} resources"
+
+
 def vm_list(rows: Sequence[Row], user: UserName, screen: Screen, *, enforced: bool) -> str:
     """Return the table of `list`."""
     if not rows:

@@ -26,6 +26,12 @@ _READ: Final = "Any VM may read it. Repeatable."
 _OWN: Final = "For this VM alone. Repeatable."
 # Name, what stands behind it, how it is read, help.
 _OPTIONS: Final[tuple[tuple[str, str, Callable[[str], Disk], str], ...]] = (
+    (
+        "tree",
+        f"DIR[:{'|'.join(Access)}[,KEY=VALUE]]",
+        arguments.parse_tree,
+        "Directory with all that is in it, as for virtiofs; Ctrl-C takes it back. Repeatable.",
+    ),
     ("kernel", "FILE", _file(Access.PUBLIC), f"Kernel to boot. {_READ}"),
     ("initrd", "FILE", _file(Access.PUBLIC), f"Initial RAM disk. {_READ}"),
     ("firmware", "FILE", _file(Access.PUBLIC), f"Firmware image. {_READ}"),

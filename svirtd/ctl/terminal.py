@@ -8,13 +8,14 @@ import pwd
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from svirtd.ctl import agent, render
 from svirtd.ctl.calls import Calls
 from svirtd.ctl.client import Client
+from svirtd.ctl.following import Moved
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Calls)
@@ -68,20 +69,32 @@ def _styled() -> bool:
     return sys.stderr.isatty() and not plain
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[float], None]]:
-    """Show on a terminal how far a job is; the value is called with 0 to 1."""
-    if not sys.stderr.isatty() or wants_json():
-        yield lambda _done: None
-        return
-    seen = 0
-    with click.progressbar(length=_STEPS, file=sys.stderr, show_eta=True) as bar:
+def shows_progress() -> bool:
+    """Say whether there is somebody to be shown how far a job is."""
+    return sys.stderr.isatty() and not wants_json()
 
-        def moved(done: float) -> None:
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[Moved], None]]:
+    """Show on a terminal how far a job is, once there is something to show; the value is called
+    with that."""
+    if not shows_progress():
+        yield lambda _moved: None
+        return
+    with contextlib.ExitStack() as stack:
+        bar: list[Any] = []
+        seen = 0
+
+        def moved(to: Moved) -> None:
             nonlocal seen
-            steps = int(done * _STEPS) - seen
+            if not bar:
+                shown = click.progressbar(length=_STEPS, file=sys.stderr, show_eta=True)
+                bar.append(stack.enter_context(shown))
+            if to.done:
+                bar[0].label = f"{to.done:,} entries, {to.rate:,}/s"
+            steps = int(to.progress * _STEPS) - seen
             seen += steps
-            bar.update(steps)
+            bar[0].update(steps)
 
         yield moved
 

@@ -70,6 +70,7 @@ def resources(disks: Sequence[Disk]) -> list[dict[str, Variant]]:
     """Return disks as the contract's aa{sv}."""
     return [
         {"path": Variant("s", one.path)}
+        | ({"recursive": Variant("b", True)} if one.recursive else {})
         | ({"access": Variant("s", one.access.value)} if one.access is not None else {})
         | {key: Variant("t" if isinstance(value, int) else "s", value) for key, value in one.terms}
         for one in disks

@@ -12,6 +12,7 @@ from svirtd.book import ledger, pool, registry
 from svirtd.book.store import Database
 from svirtd.core.model import VM, Hold, Identity, Operation, OperationKind, State, Step
 from svirtd.core.names import shown
+from svirtd.engine import entries
 from svirtd.engine.entries import shared
 from svirtd.engine.events import Entry
 from svirtd.errors import Failed, InvalidArgs, NoSuchVM
@@ -109,6 +110,7 @@ def steps_back(db: Database, vm: VM, gone: Sequence[Hold], guesses: Guesses) -> 
             hold.path,
             old=hold.label,
             new=hold.original if hold.original_known else guesses[hold.identity],
+            recursive=hold.recursive,
         )
         for hold in gone
         if not shared(db, hold.identity, vm) and (hold.original_known or hold.identity in guesses)
@@ -121,6 +123,7 @@ def finish(db: Database, operation: Operation, suspects: Sequence[pool.Suspect])
     registry.remove_some(db, vm, operation.left)
     ledger.close_operation(db, operation)
     pool.suspect(db, suspects)
+    entries.forget_trees(db, operation)
     return Entry(vm, tuple(registry.holds_of(db, vm)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from svirtd.book import groups as group_rows
-from svirtd.book import registry
+from svirtd.book import registry, trees
 from svirtd.book.store import Database
 from svirtd.core import levels
 from svirtd.core.goals import Goal
@@ -204,8 +204,16 @@ def _planned(
     db: Database, doors: Doors, asked: Attaching, vm: VM, fresh: Sequence[Seen], sets: Sets
 ) -> list[Decision]:
     """Decide about what the VM does not have yet, as a start would."""
+    for one in fresh:
+        if one.terms.recursive:
+            raise ResourceRefused(
+                f"{one.named}: a tree is given to a VM when it starts; have it at its next start, "
+                "or attach the files that it needs"
+            )
     devices = [one.device for one in fresh if one.device]
     snapshot = registry.snapshot(db, [one.identity for one in fresh], devices)
+    if fresh:
+        snapshot = replace(snapshot, around=trees.around(db, fresh))
     asker = Asker(asked.caller.uid, asked.request.overrides, vm.labeller)
     return _decided(doors, asked, vm, fresh, snapshot, sets, asker)
 

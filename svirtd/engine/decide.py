@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from svirtd.book import groups as group_rows
-from svirtd.book import pool, registry
+from svirtd.book import pool, registry, trees
 from svirtd.book.connection import Database
 from svirtd.core import foreign, goals, levels, zones
 from svirtd.core.goals import Goal
@@ -98,6 +98,8 @@ def decide(
     asker = Asker(caller.uid, request.overrides, request.labeller)
     devices = [one.device for one in seen if one.device]
     snapshot = registry.snapshot(db, [one.identity for one in seen], devices)
+    if seen:
+        snapshot = replace(snapshot, around=trees.around(db, seen))
     sets = _written(sets, request.labeller)
     decided = plan(vm.id, seen, snapshot, contexts, sets, goal, doors.rules, asker)
     if request.labeller is not Labeller.SVIRTD:

@@ -20,6 +20,7 @@ from svirtd.engine.enforcement import Enforcement
 from svirtd.engine.goals import SiteGoals
 from svirtd.errors import Failed
 from svirtd.host.bus import Connection
+from svirtd.host.crew import Crew
 from svirtd.host.journal import Journal
 from svirtd.host.kernel import Kernel
 from svirtd.host.machined import Machined
@@ -44,6 +45,7 @@ class Doors:
     goals: SiteGoals
     kernel: Kernel
     opener: Opener
+    crew: Crew
     bus: Connection
     bus_id: str
     systemd: Systemd

@@ -22,6 +22,10 @@ from svirtd.host import processes
 # Somebody who sets a label again and again means it, or is broken: no fight without an end.
 _REPAIRS_MAX: Final = 5
 _REPAIRS_WITHIN_S: Final = 60.0
+_TOO_OFTEN: Final = (
+    f"nothing: it was put back {_REPAIRS_MAX} times within {_REPAIRS_WITHIN_S:.0f} s and changed "
+    "again; look who does that, then run svirtctl verify --repair"
+)
 
 
 class Repair(enum.Enum):
@@ -47,16 +51,19 @@ class Drift:
         self._told: dict[Identity, list[Finding]] = {}
         self._repairs: dict[Identity, deque[float]] = {}
 
-    async def check(self, identity: Identity, repair: Repair) -> list[Finding]:
+    async def check(
+        self, identity: Identity, repair: Repair, *, whole: bool = False
+    ) -> list[Finding]:
         """Return what is wrong with an object that VMs hold, after the repair.
 
+        Of a tree, its root is looked at, and all that is in it if that was changed or if `whole`.
         What was not told before is told to everybody: DriftFound, and a record.
         """
         # Under the object's lock nobody labels it, and whoever holds it now holds it on.
         async with self._operations.objects.hold(identity):
             # In the writers' queue: behind the closing entry that nobody waited for.
             held = await self._doors.store.write(lambda db: _in_use(db, identity), durable=False)
-            findings = await self._judge(identity, held, repair) if held else []
+            findings = await self._judge(identity, held, repair, whole) if held else []
         self._tell(identity, findings)
         return findings
 
@@ -66,17 +73,44 @@ class Drift:
         self._repairs.pop(identity, None)
 
     async def _judge(
-        self, identity: Identity, held: Sequence[tuple[VM, Hold]], repair: Repair
+        self,
+        identity: Identity,
+        held: Sequence[tuple[VM, Hold]],
+        repair: Repair,
+        whole: bool,
     ) -> list[Finding]:
         doors = self._doors
         hold = held[0][1]  # a shared object has one label
         seen = await doors.in_file_thread(apply.look, doors.kernel, hold.path, identity)
         finding = drift.judge(hold, seen, doors.rules)
-        if finding is None:
-            return []
-        if drift.may_put_back(finding) and await self._wanted(held, seen, repair):
-            finding = await self._put_back(identity, hold, seen, finding, repair)
-        return [replace(finding, vm_name=vm.name, path=one.path) for vm, one in held]
+        found = [] if finding is None else [finding]
+        mendable = finding is not None and drift.may_put_back(finding)
+        if finding is not None and mendable and await self._wanted(held, seen, repair):
+            found = [await self._put_back(identity, hold, seen, finding, repair)]
+        if hold.recursive and (whole or found):
+            found += await self._judge_tree(identity, held, repair)
+        return [replace(one, vm_name=vm.name, path=on.path) for one in found for vm, on in held]
+
+    async def _judge_tree(
+        self, identity: Identity, held: Sequence[tuple[VM, Hold]], repair: Repair
+    ) -> list[Finding]:
+        """As of a file, for all entries of a tree together: told as one, put back as one."""
+        trees, hold = self._operations.trees, held[0][1]
+        finding, odd = await trees.check(hold)
+        if finding is None or not odd:
+            return [] if finding is None else [finding]
+        why = {one: drift.why_not(one, self._doors.rules, character=False) for one in odd}
+        mendable = frozenset(one for one in odd if not why[one])
+        kept = "; ".join(sorted({text for text in why.values() if text}))
+        finding = replace(finding, repair=f"nothing: {kept}" if kept else drift.PUT_BACK)
+        if not mendable or not await self._wanted(held, Look(next(iter(mendable))), repair):
+            return [finding]
+        if repair is not Repair.ASKED and self._too_often(identity):
+            return [replace(finding, repair=_TOO_OFTEN)]
+        failed = await trees.set_again(hold, mendable)
+        if failed:
+            return [replace(finding, repair=f"failed: {failed}")]
+        return [replace(finding, repaired=not kept)]
 
     async def _wanted(self, held: Sequence[tuple[VM, Hold]], seen: Look, repair: Repair) -> bool:
         match repair:
@@ -103,12 +137,7 @@ class Drift:
         self, identity: Identity, hold: Hold, seen: Look, finding: Finding, repair: Repair
     ) -> Finding:
         if repair is not Repair.ASKED and self._too_often(identity):
-            return replace(
-                finding,
-                repair=f"nothing: it was put back {_REPAIRS_MAX} times within "
-                f"{_REPAIRS_WITHIN_S:.0f} s and changed again; look who does that, then run "
-                "svirtctl verify --repair",
-            )
+            return replace(finding, repair=_TOO_OFTEN)
         doors = self._doors
         # Only from what was seen: what somebody set since is another matter, and another look.
         step = Step(identity, hold.path, old=seen.label, new=hold.label)

@@ -8,7 +8,7 @@ object cannot both see it free.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from svirtd.book import enrolments, groups, ledger, pool, registry
+from svirtd.book import enrolments, groups, ledger, pool, registry, trees
 from svirtd.book.enrolments import Enrolment
 from svirtd.book.store import Database
 from svirtd.core.goals import Goal
@@ -233,6 +233,7 @@ def abandon_acquire(db: Database, operation: Operation, suspects: Sequence[pool.
     """Record that an acquisition was taken back. `suspects` are objects not proven clean."""
     pool.suspect(db, suspects)
     registry.remove_holds(db, operation.vm)
+    forget_trees(db, operation)
     ledger.close_operation(db, operation)
     if operation.created:
         registry.remove_vm(db, operation.vm)
@@ -263,7 +264,7 @@ def begin_release(
         if not hold.original_known and hold.identity not in guesses:
             continue
         back = hold.original if hold.original_known else guesses[hold.identity]
-        steps.append(Step(hold.identity, hold.path, old=hold.label, new=back))
+        steps.append(Step(hold.identity, hold.path, hold.label, back, hold.recursive))
     releasing = replace(vm, state=State.RELEASING, reason="")
     registry.update_vm(db, releasing)
     # An operation that failed half-way is taken over: its labels are among the holds.
@@ -287,7 +288,7 @@ def steps_back(db: Database, operation: Operation) -> tuple[Step, ...]:
     steps = own_steps(db, operation)
     there = {step.identity for step in operation.steps}
     more = tuple(
-        Step(hold.identity, hold.path, old=hold.label, new=hold.original)
+        Step(hold.identity, hold.path, hold.label, hold.original, hold.recursive)
         for hold in registry.holds_of(db, operation.vm)
         if hold.identity not in there
         and hold.original_known
@@ -317,6 +318,7 @@ def finish_release(
     registry.remove_holds(db, vm)
     ledger.close_operation(db, operation)
     pool.suspect(db, suspects)
+    forget_trees(db, operation)
     if vm.persistent:
         kept = reserved(vm)
         registry.update_vm(db, kept)
@@ -324,6 +326,12 @@ def finish_release(
     registry.remove_vm(db, vm)
     pool.retire(db, vm.rank)
     return None
+
+
+def forget_trees(db: Database, operation: Operation) -> None:
+    """Forget what entries of trees carried that nobody holds any more."""
+    if any(step.recursive for step in operation.steps):
+        trees.tidy(db)
 
 
 def remove_reserved(db: Database, known: VM) -> VM:

@@ -47,6 +47,7 @@ _CLASSES: Final = {
     Kind.CHARACTER: "chr_file",
     Kind.FIFO: "fifo_file",
     Kind.SOCKET: "sock_file",
+    Kind.DIRECTORY: "dir",
 }
 _UNLABELLED = f"system_u:object_r:{UNLABELLED_TYPE}:s0"
 
@@ -143,6 +144,7 @@ class Openings:
                 None if one.fd is None else passed.index(one.fd),
                 one.opens.value,
                 one.terms.format.value,
+                one.terms.recursive,
             )
             for one in resources
         ]
@@ -342,8 +344,11 @@ def refuse_by_policy(kernel: Kernel, caller: Caller, seen: Sequence[Seen]) -> No
             continue  # the plan refuses it
         # A socket is connected to, and never opened.
         needed = {"getattr"} if one.kind is Kind.SOCKET else {"getattr", "open", "read"}
-        if one.access.writes and not one.terms.reads:
+        writes = one.access.writes and not one.terms.reads
+        if writes:
             needed.add("write")
+        if one.kind is Kind.DIRECTORY:
+            needed |= {"search", "add_name", "remove_name"} if writes else {"search"}
         target = one.label or _UNLABELLED
         _refuse_missing(kernel, source, target, one, class_, needed)
 

@@ -22,12 +22,15 @@ from svirtd.engine.again import until_done
 from svirtd.engine.apply import Fate, Outcome, Undone
 from svirtd.engine.doors import Doors
 from svirtd.engine.events import Cause, Entry, Events
+from svirtd.engine.jobs import Job, Jobs
 from svirtd.engine.locks import Locks
 from svirtd.engine.renumber import find_devices
+from svirtd.engine.trees import Asked, Trees
 from svirtd.engine.units import Units
 from svirtd.errors import Drift, LimitsExceeded
 from svirtd.failpoints import Point, reach
 from svirtd.host import processes, runtime
+from svirtd.host.crew import Stuck
 from svirtd.host.journal import MessageId, Priority
 from svirtd.host.opening import Opened
 
@@ -35,8 +38,9 @@ from svirtd.host.opening import Opened
 class Operations:
     """The parts that a request is made of."""
 
-    def __init__(self, doors: Doors, events: Events, units: Units) -> None:
+    def __init__(self, doors: Doors, events: Events, units: Units, jobs: Jobs) -> None:
         self._doors = doors
+        self.trees = Trees(doors, jobs)
         self._events = events
         self._units = units
         self.names = Locks()
@@ -44,14 +48,35 @@ class Operations:
         # By VM: acquisitions that are done and could not be closed in the book yet.
         self._unclosed: dict[str, Operation] = {}
 
-    async def label(self, operation: Operation, opened: Sequence[Opened]) -> None:
+    async def label(self, operation: Operation, opened: Sequence[Opened], asked: Asked) -> None:
         """Set every label of an operation; on failure take everything back and raise the reason."""
         doors = self._doors
+        plain = [step for step in operation.steps if not step.recursive]
         try:
-            await doors.in_file_thread(apply.label, doors.kernel, operation.steps, opened)
+            await doors.in_file_thread(apply.label, doors.kernel, plain, opened)
         except Undone as undone:
             await self._abandon(operation, undone.outcomes)
             raise undone.error from undone
+        if len(plain) < len(operation.steps):
+            await self._label_trees(operation, opened, asked)
+
+    async def _label_trees(
+        self, operation: Operation, opened: Sequence[Opened], asked: Asked
+    ) -> None:
+        found = {one.seen.identity: one for one in opened}
+        with self.trees.job(asked.caller.uid) as job:
+            try:
+                for step in operation.steps:
+                    if step.recursive:
+                        await self.trees.label(step, found[step.identity], asked, job)
+            except Stuck as error:
+                # Nothing may be given back beside a worker that may still label.
+                holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
+                await self.leave_failed(operation, Entry(operation.vm, tuple(holds)), str(error))
+                raise
+            except Exception:
+                await self.take_back(operation)
+                raise
 
     async def take_digests(self, goal: Goal, entry: Entry, opened: Sequence[Opened]) -> Entry:
         """Return an entry with the digests that its goal wants, which are in the book by then."""
@@ -65,9 +90,19 @@ class Operations:
     async def take_back(self, operation: Operation) -> None:
         """Undo an acquisition or launch whose labels may stand, in whole or in part."""
         own = await self._doors.store.read(lambda db: entries.own_steps(db, operation))
-        outcomes = await self.take([step.undone() for step in reversed(own)])
+        outcomes = await self.take([step.undone() for step in reversed(own)], undone=True)
         await self._remove_folder(operation.vm)
         await self._abandon(operation, outcomes)
+
+    async def close_acquire(self, operation: Operation) -> None:
+        """Close an acquisition whose labels all stand; before the reply where it has a tree, which
+        recovery takes back if it finds it open: whether all of it stands is not looked at."""
+        if any(step.recursive for step in operation.steps):
+            reach(Point.CLOSE_BEFORE)
+            await self._doors.store.write(lambda db: ledger.close_operation(db, operation))
+            reach(Point.CLOSE_AFTER)
+        else:
+            self.finish_acquire(operation)
 
     def finish_acquire(self, operation: Operation) -> None:
         """Close an acquisition whose labels all stand.
@@ -148,7 +183,8 @@ class Operations:
         doors, vm = self._doors, operation.vm
         # While the label still keeps others out: afterwards it would prove nothing.
         altered = await doors.digests.compare(vm, entry.holds)
-        outcomes = apply.last_word(await self.take(operation.steps))
+        with self.trees.job_of(operation.steps, cause.caller_uid) as job:
+            outcomes = apply.last_word(await self.take(operation.steps, job=job))
         await self._remove_folder(vm)
         await self._refuse_failed(operation, entry, outcomes)
         sets = self.sets(vm)
@@ -221,13 +257,23 @@ class Operations:
         else:
             self._events.changed(entry, after, cause)
 
-    async def take(self, steps: Sequence[Step]) -> tuple[Outcome, ...]:
-        """Take steps, finding each object by path and identity; what they change is on the disk."""
+    async def take(
+        self, steps: Sequence[Step], *, undone: bool = False, job: Job | None = None
+    ) -> tuple[Outcome, ...]:
+        """Take steps, finding each object by path and identity; what they change is on the disk.
+
+        `undone`: they take back what was not done to its end.
+        """
+        plain = [step for step in steps if not step.recursive]
 
         def work() -> tuple[Outcome, ...]:
-            return apply.take_found(self._doors.kernel, steps, durable=True)
+            return apply.take_found(self._doors.kernel, plain, durable=True)
 
-        return await self._doors.in_file_thread(work) if steps else ()
+        outcomes = await self._doors.in_file_thread(work) if plain else ()
+        trees = [step for step in steps if step.recursive]
+        return outcomes + tuple(
+            [await self.trees.back(step, undone=undone, job=job) for step in trees]
+        )
 
     def sets(self, vm: VM) -> dict[int, frozenset[int]]:
         """Return the VM's own set and one for each of its groups, by the quarantine's keys."""

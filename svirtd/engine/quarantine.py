@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 from svirtd.book import groups, pool, registry
+from svirtd.book import trees as book_trees
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
 from svirtd.core.findings import Finding, FindingKind
@@ -14,6 +15,7 @@ from svirtd.core.pool import RankTaken, category_of, key_of
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
 from svirtd.engine.renumber import find_devices
+from svirtd.engine.trees import Trees
 from svirtd.host import processes
 from svirtd.host.boot import is_device_node
 from svirtd.host.journal import MessageId
@@ -28,8 +30,9 @@ _SETS_MAX = 1024
 class Quarantine:
     """Lets sets back into the pool whose every suspect is seen clean, and finds new suspects."""
 
-    def __init__(self, doors: Doors) -> None:
+    def __init__(self, doors: Doors, trees: Trees) -> None:
         self._doors = doors
+        self._trees = trees
 
     async def recheck(self, *, restore: bool) -> list[Finding]:
         """Look at every suspect, and return what is kept out of the pool, and why.
@@ -115,10 +118,11 @@ class Quarantine:
 
     async def _clean(self, suspect: Suspect, *, restore: bool) -> bool:
         doors = self._doors
-        if not await doors.in_file_thread(self._is_clean, suspect):
+        tree = await doors.store.read(lambda db: book_trees.is_tree(db, suspect.identity))
+        if not await self._looks_clean(suspect, tree=tree):
             if not restore or not suspect.restorable or await self._is_held(suspect):
                 return False
-            if not await doors.in_file_thread(self._give_back, suspect):
+            if not await self._restore(suspect, tree=tree):
                 return False
             doors.journal.record(
                 MessageId.RECOVERED,
@@ -127,8 +131,26 @@ class Quarantine:
                 SVIRT_VM=suspect.vm_name,
                 SVIRT_PATH=suspect.path,
             )
-        await doors.store.write(functools.partial(pool.seen_clean, suspect=suspect), durable=False)
+
+        def forget(db: Database) -> None:
+            pool.seen_clean(db, suspect)
+            if tree:
+                book_trees.tidy(db)
+
+        await doors.store.write(forget, durable=False)
         return True
+
+    async def _looks_clean(self, suspect: Suspect, *, tree: bool) -> bool:
+        if not await self._doors.in_file_thread(self._is_clean, suspect):
+            return False
+        carried = self._doors.shape.carried(suspect.rank)
+        return not tree or not await self._trees.carries(suspect.identity, suspect.path, carried)
+
+    async def _restore(self, suspect: Suspect, *, tree: bool) -> bool:
+        if not tree:
+            return await self._doors.in_file_thread(self._give_back, suspect)
+        step = Step(suspect.identity, suspect.path, suspect.label, suspect.original, recursive=True)
+        return (await self._trees.back(step, undone=False)).fate is apply.Fate.DONE
 
     async def _is_held(self, suspect: Suspect) -> bool:
         """Say whether a VM holds the object: the persistent one of this set may have it again."""

@@ -142,7 +142,9 @@ class Recovery:
         # Nobody was told of a VM whose digests were still to be taken: it is undone, also where all
         # labels stand, since nothing would prove that its files stayed as they were.
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, operation.vm))
-        whole = not digests.lacking(self._doors.goals.known, operation.vm, holds)
+        # Of a tree nobody was told before it was closed.
+        trees = any(step.recursive for step in operation.steps)
+        whole = not trees and not digests.lacking(self._doors.goals.known, operation.vm, holds)
         if whole and await self._finish_acquire(operation):
             return "finished"
         if whole and self._rebooted:

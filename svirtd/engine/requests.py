@@ -26,12 +26,9 @@ from svirtd.engine.meant import Meant
 from svirtd.engine.openings import Held, Openings
 from svirtd.engine.operations import Operations
 from svirtd.engine.outfit import Outfit, outfitted
+from svirtd.engine.trees import Asked
 from svirtd.engine.units import Units
-from svirtd.errors import (
-    Failed,
-    LimitsExceeded,
-    UnitStuck,
-)
+from svirtd.errors import Failed, LimitsExceeded, UnitStuck
 from svirtd.failpoints import Point, reach
 from svirtd.host import credentials, opening, runtime
 from svirtd.host.bus import BusError, BusLost
@@ -83,7 +80,8 @@ class Requests:
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
                 begun = await self._begin(caller, request, goal, opened, enrolled)
-                entry = await self._label_all(begun, opened, goal, enrolled)
+                asked = Asked(caller, request.overrides)
+                entry = await self._label_all(begun, opened, goal, asked, enrolled)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("acquire", caller.uid))
         return entry.vm
@@ -110,7 +108,8 @@ class Requests:
             await self._watch_caller(caller, request)
             async with self._opened(caller, request, held) as opened:
                 begun = await self._begin(caller, request, goal, opened, launching)
-                entry = await self._label_and_start(begun, opened, goal, command, account)
+                asked = Asked(caller, request.overrides)
+                entry = await self._label_and_start(begun, opened, goal, command, account, asked)
             await self._end_if_gone(entry.vm)
             self._publish(begun.before, entry, Cause("launch", caller.uid))
         return entry.vm
@@ -142,7 +141,8 @@ class Requests:
             vm, plan = await self._doors.store.read(
                 lambda db: entries.dry_run(db, self._doors, caller, request, seen, others, goal)
             )
-            return goal, vm, plan
+            asked = Asked(caller, request.overrides)
+            return goal, vm, await self._operations.trees.looked(plan, opened, asked)
         finally:
             opening.close_all(opened)
 
@@ -203,6 +203,7 @@ class Requests:
         opened = await self._openings.open(caller, request, held)
         try:
             self._refuse_many(len(opened))
+            self._operations.trees.refuse_too_many(caller, opened)
             async with self._operations.objects.hold_all(o.seen.identity for o in opened):
                 yield opened
         finally:
@@ -229,19 +230,24 @@ class Requests:
         return begun
 
     async def _label_all(
-        self, begun: Begun, opened: Sequence[Opened], goal: Goal, enrolled: Enrolling | None
+        self,
+        begun: Begun,
+        opened: Sequence[Opened],
+        goal: Goal,
+        asked: Asked,
+        enrolled: Enrolling | None,
     ) -> Entry:
         if begun.operation is None:
             return begun.entry
-        await self._operations.label(begun.operation, opened)
+        await self._operations.label(begun.operation, opened, asked)
         try:
             entry = await self._operations.take_digests(goal, begun.entry, opened)
             if enrolled is not None:
                 await self._units.make_folder(entry.vm, enrolled.account, {})
+            await self._operations.close_acquire(begun.operation)
         except Exception:
             await self._operations.take_back(begun.operation)
             raise
-        self._operations.finish_acquire(begun.operation)
         return entry
 
     async def _label_and_start(
@@ -251,10 +257,11 @@ class Requests:
         goal: Goal,
         command: Command,
         account: runtime.Account,
+        asked: Asked,
     ) -> Entry:
         if begun.operation is None:
             raise Failed("a launch has no entry in the ledger; nothing was started")
-        await self._operations.label(begun.operation, opened)
+        await self._operations.label(begun.operation, opened, asked)
         try:
             entry = await self._operations.take_digests(goal, begun.entry, opened)
             async with outfitted(self._doors, goal, entry.vm, opened) as outfit:

@@ -70,7 +70,8 @@ class Verify:
         action = Action.REPAIR if wanted.repair else Action.VERIFY
         await self._doors.authority.authorize(caller, action)
         await self._scan.check(wanted.folders)
-        with self._jobs.running("verify", caller) as job:
+        self._jobs.refuse_too_many(caller.uid)
+        with self._jobs.running("verify", caller.uid) as job:
             # One at a time: two repairs would only be in each other's way.
             async with self._one:
                 repair = Repair.ASKED if wanted.repair else Repair.NONE
@@ -122,7 +123,7 @@ class Verify:
         findings = await self._unit(vm, repair)
         holds = await self._doors.store.read(lambda db: registry.holds_of(db, vm))
         for hold in holds:
-            found = await self._drift.check(hold.identity, repair)
+            found = await self._drift.check(hold.identity, repair, whole=True)
             findings += [one for one in found if one.vm_name == vm.name]
         return findings
 

@@ -180,13 +180,25 @@ def _sync_around(through: str, path: str) -> None:
             return  # what nothing of outlives a power cut; or it has moved, and is another's
         folder = os.open(f"/proc/self/fd/{above}", os.O_RDONLY | QUIET)
         try:
-            if _libc.syncfs(folder):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+            _syncfs(folder)
         finally:
             os.close(folder)
     finally:
         os.close(above)
+
+
+def sync_tree(fd: int) -> None:
+    """Bring every label that was changed in a tree to the disk, by its open root: one wait, where
+    syncing each entry would be one for each. Raises OSError."""
+    reach(Point.LABEL_SYNC)
+    if walk.mount_of(fd).kind not in _IN_MEMORY:
+        _syncfs(fd)
+
+
+def _syncfs(fd: int) -> None:
+    if _libc.syncfs(fd):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def why(error: OSError) -> str:

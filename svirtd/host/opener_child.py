@@ -105,13 +105,14 @@ def do(kernel: Kernel, job: dict[str, Any], passed: Sequence[int]) -> tuple[list
 def _open(
     kernel: Kernel, resources: Sequence[Sequence[Any]], passed: Sequence[int]
 ) -> tuple[list[int], list[Any]]:
-    """Take each resource: (path or None, index in passed or None, access, format)."""
+    """Take each resource: (path or None, index in passed or None, access, format, recursive)."""
     fds: list[int] = []
     told: list[Any] = []
     tops = []
-    for number, (path, index, access, form) in enumerate(resources):
+    for number, (path, index, access, form, recursive) in enumerate(resources):
         fd = None if index is None else passed[index]
-        request = ResourceRequest(path, fd, Access(access), Terms(format=Format(form)))
+        terms = Terms(format=Format(form), recursive=recursive)
+        request = ResourceRequest(path, fd, Access(access), terms)
         taken = opening.take(kernel, request)
         # Here rather than by the plan: the daemon may not get a descriptor of it.
         opening.refuse_odd(request, taken)

@@ -36,7 +36,7 @@ _KINDS: Final = {
 }
 
 
-_OPENED: Final = (Kind.FILE, Kind.BLOCK)
+_OPENED: Final = (Kind.FILE, Kind.BLOCK, Kind.DIRECTORY)
 _NOWHERE: Final = Mount()
 
 
@@ -174,7 +174,7 @@ def refuse_odd(request: ResourceRequest, taken: Taken) -> None:
     """Raise ResourceRefused for what is never labelled, whatever the plan would say of it."""
     what = walk.facts(passed(request) if taken.fd is None else taken.fd)
     kind = kind_of(what.mode)
-    rules.refuse_kind(request.named, kind)
+    rules.refuse_kind(request.named, kind, recursive=request.terms.recursive)
     rules.refuse_shared_device(request.named, kind, what.device)
     rules.refuse_deleted(request.named, what.links)
 
@@ -207,10 +207,21 @@ def open_held(kernel: Kernel, path: str, held: int, access: Access) -> int:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         if kind not in _OPENED:
             return os.dup(held)
+        if kind is Kind.DIRECTORY:
+            _refuse_unusable(held, access)
+            return os.open(f"/proc/self/fd/{held}", os.O_RDONLY | os.O_DIRECTORY | QUIET)
         flags = os.O_RDWR if access.writes else os.O_RDONLY
         return os.open(f"/proc/self/fd/{held}", flags | QUIET)
     except OSError as error:
         raise not_opened(kernel, path, access, error) from error
+
+
+def _refuse_unusable(folder: int, access: Access) -> None:
+    """A directory is never open for writing: the kernel is asked whether it might be written in.
+    Raises PermissionError."""
+    wanted = os.R_OK | os.X_OK | (os.W_OK if access.writes else 0)
+    if not os.access(f"/proc/self/fd/{folder}", wanted):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def not_opened(kernel: Kernel, path: str, access: Access, error: OSError) -> ResourceRefused:
@@ -247,15 +258,15 @@ def _hold_passed(fd: int, access: Access) -> int:
             "the passed descriptor was opened with O_PATH, which proves nothing: open the file "
             "for reading, or for reading and writing where access is 'exclusive' or 'group'"
         )
+    what = walk.facts(fd)
     how = mode & os.O_ACCMODE
     wanted = (os.O_RDWR,) if access.writes else (os.O_RDONLY, os.O_RDWR)
-    if how not in wanted:
+    if how not in wanted and not stat.S_ISDIR(what.mode):
         need = "reading and writing" if access.writes else "reading"
         raise ResourceRefused(
             f"the passed descriptor is not open for {need}, which access "
             f"{access.value!r} takes: open the file so, or ask for another access"
         )
-    what = walk.facts(fd)
     path = os.readlink(f"/proc/self/fd/{fd}")
     if kind_of(what.mode) not in (*_OPENED, *rules.NODES) or not what.links:
         # Held as it is, for the plan to refuse.
@@ -263,6 +274,8 @@ def _hold_passed(fd: int, access: Access) -> int:
     try:
         held = walk.hold(path, walk.Links.BUT_THE_LAST)
         if walk.facts(held).identity == what.identity:
+            if stat.S_ISDIR(what.mode):
+                _refuse_unusable(held, access)
             return held
         os.close(held)
     except OSError as error:
@@ -323,7 +336,8 @@ def _look(kernel: Kernel, request: ResourceRequest, fd: int, mount: Mount) -> Se
         identity=what.identity,
         kind=kind,
         links=what.links,
-        setid=bool(what.mode & (stat.S_ISUID | stat.S_ISGID)),
+        # On a directory it only says which group a new file gets.
+        setid=bool(what.mode & (stat.S_ISUID | stat.S_ISGID)) and kind is not Kind.DIRECTORY,
         label=label,
         owner_uid=what.uid,
         mount=mount,

@@ -55,6 +55,14 @@ def _everything_public(_real: Any) -> Any:
     return public_properties
 
 
+def _by_path(_real: Any) -> Any:
+    def open_folder(root: int, path: bytes) -> int:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        return os.open(os.readlink(f"/proc/self/fd/{root}").encode() + b"/" + path, flags)
+
+    return open_folder
+
+
 def _by_root(_real: Any) -> Any:
     from svirtd.host import opening
 
@@ -196,6 +204,15 @@ DEFENCES: Final[dict[str, Defence]] = {
     "others see that a group exists, and no more": Defence(
         "authorize.sees_group() is asked before who is in it, and its category, is told",
         (("svirtd.engine.authorize", "sees_group", _always(True)),),
+    ),
+    "a tree is walked by descriptors, and each entry looked at": Defence(
+        "each entry is judged by the descriptor that it is labelled by; folders are opened beneath "
+        "the root, through no link",
+        (
+            ("svirtd.host.tree_worker", "_Worker._judge", _always(None)),
+            ("svirtd.host.tree_entries", "Chunk.open_plain", _always(False)),
+            ("svirtd.host.tree_entries", "open_folder", _by_path),
+        ),
     ),
     "what VMs or a group had is no original": Defence(
         "a file that carries categories of VMs or of a group is not taken",

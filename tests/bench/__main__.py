@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import calls, disks, draws, fairness, starts
+from tests.bench import calls, disks, draws, fairness, starts, trees
 from tests.bench.peers import Caller, echoing
 from tests.bench.rows import Row
 from tests.bench.setting import Setting
@@ -30,6 +30,7 @@ PARTS: dict[str, tuple[Part, Sequence[str]]] = {
     "sequential calls": (calls.sequential, calls.SEQUENTIAL_ROWS),
     "parallel calls": (calls.parallel, calls.PARALLEL_ROWS),
     "files": (disks.rows, disks.ROWS),
+    "trees": (trees.rows, trees.ROWS),
     "draws": (draws.rows, draws.ROWS),
     "fairness": (fairness.rows, fairness.ROWS),
     "starts and memory": (starts.rows, starts.ROWS),

@@ -176,7 +176,8 @@ BAD_RESOURCES: list[tuple[str, dict[str, Variant], str, str]] = [
     ("format", {"path": v("s", PATH), "format": v("s", "vmdk")}, INVALID, "'raw' or 'qcow2'"),
     ("format long", {"path": v("s", PATH), "format": v("s", "q" * 9999)}, INVALID, "format"),
     ("format type", {"path": v("s", PATH), "format": v("b", True)}, INVALID, "'format' has type"),
-    ("recursive", {"path": v("s", PATH), "recursive": v("b", True)}, UNSUPPORTED, "trees"),
+    ("recursive format", {"path": v("s", PATH), "recursive": v("b", True),
+                          "format": v("s", "qcow2")}, INVALID, "'recursive' is for directories"),
     ("recursive type", {"path": v("s", PATH), "recursive": v("s", "")}, INVALID, "'recursive'"),
 ]  # fmt: skip
 

@@ -29,8 +29,6 @@ _SECTIONS: Final = {
     (f"{sources.NAME}.Job", "property"): ("JOB OBJECT", "Properties"),
 }
 _ARROW: Final = r" No \(-> Fa "
-# Keys that are read only to be refused by this version; the page names them in the text.
-_LATER: Final = {"recursive"}
 
 
 def _page_line(member: sources.Member) -> str:
@@ -114,8 +112,7 @@ def test_resource_keys_are_those_that_are_read() -> None:
     with pytest.raises(InvalidArgs) as refused:
         wire.read_request("a", [{"unknown": Variant("s", "")}], {}, [])
     text = sources.section(sources.page("org.svirt1.5"), "RESOURCES")
-    assert _dictionary(text) == _known_keys(refused.value.text) - _LATER
-    assert {key for key in _LATER if key in text} == _LATER
+    assert _dictionary(text) == _known_keys(refused.value.text)
 
 
 def test_option_keys_are_those_that_are_read() -> None:

@@ -81,6 +81,8 @@ class Judge:
         """Every file carries what its holder gives it, or what it carried at the beginning."""
         world = self._world
         wanted: dict[Path, bytes | None] = {one.path: one.original for one in world.every}
+        for one in world.every:
+            wanted |= one.inside
         holds: dict[str, set[tuple[str, str, str, str | None]]] = {name: set() for name in vms}
         for name, *hold in self._query(
             "SELECT v.name, h.path, h.access, h.label, h.original FROM hold h"
@@ -97,7 +99,7 @@ class Judge:
                 label = LABELS[one.access].format(
                     f"c{world.category}" if shared else row.categories
                 )
-                wanted[one.path] = label.encode() + b"\0"
+                wanted |= dict.fromkeys((one.path, *one.inside), label.encode() + b"\0")
                 original = None if one.original is None else one.original.decode().rstrip("\0")
                 expected.add((str(one.path), one.access, label, original))
             groups = GROUP if any(one.access == "group" for one in some) else ""

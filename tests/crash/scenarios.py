@@ -15,7 +15,7 @@ from typing import Final
 
 from svirtd.failpoints import Point
 from svirtd.host.bus import BusError, Variant
-from tests.crash.world import COMMAND, GROUPED, World, options_of
+from tests.crash.world import COMMAND, GROUPED, TREE, World, options_of
 from tests.support import Client
 
 
@@ -262,6 +262,9 @@ SCENARIOS: Final = (
     # has gets it and loses it.
     Scenario("acquire-grouped", (ACQUIRED,), sizes=(GROUPED,)),
     Scenario("release-launched-grouped", (RELEASED,), before=(LAUNCHED,), sizes=(GROUPED,)),
+    # A tree: it is not known to be whole before the operation is closed, so that it is taken back.
+    Scenario("acquire-tree", (ACQUIRED,), sizes=(TREE,)),
+    Scenario("launch-release-tree", (LAUNCHED, RELEASED), sizes=(TREE,)),
     Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
 )
 
@@ -287,6 +290,8 @@ OPEN: Final = tuple(
         ("acquire", Point.CLOSE_BEFORE),  # all of them
         ("acquire-grouped", Point.LABEL_AFTER),
         ("release-launched-grouped", Point.UNDO_BEFORE),
+        ("acquire-tree", Point.TREE_REMEMBERED),  # a part of the tree is labelled
+        ("launch-release-tree", Point.UNDO_BEFORE),
         ("launch", Point.START_BEFORE),  # labelled, not started
         ("launch", Point.START_AFTER),  # the unit runs
         ("launch-refused", Point.UNDO_AFTER),  # some labels are back

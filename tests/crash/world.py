@@ -40,6 +40,10 @@ GROUP: Final = "g"
 _MOST: Final = 20
 # So many resources mean these: one that the group shares already, and one that it gets by this VM.
 GROUPED: Final = 2
+# And so many one tree. What its entries have beside its root's label is in folders that lie in each
+# other: so the times at which that is remembered are always the same.
+TREE: Final = 3
+_INSIDE: Final = ("plain", "in", "in/own", "in/none", "in/deep", "in/deep/own", "in/deep/plain")
 _UCRED: Final = struct.Struct("3i")
 _LOOK_S: Final = 0.005
 _SYSTEMD: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
@@ -61,11 +65,21 @@ class Resource:
     path: Path
     access: str
     original: bytes | None
+    recursive: bool = False
+
+    @property
+    def inside(self) -> dict[Path, bytes | None]:
+        """What is in a tree, and what that carries when nobody has it."""
+        inside = _INSIDE if self.recursive else ()
+        other = {"own": _ORIGINALS[2], "none": None}
+        return {self.path / one: other.get(one.split("/")[-1], self.original) for one in inside}
 
     @property
     def request(self) -> dict[str, Variant]:
         """It as an argument."""
         asked = {"path": Variant("s", str(self.path)), "access": Variant("s", self.access)}
+        if self.recursive:
+            asked["recursive"] = Variant("b", True)
         return asked | ({"group": Variant("s", GROUP)} if self.access == "group" else {})
 
 
@@ -121,6 +135,7 @@ class World:
         self.grouped = tuple(
             Resource(image(self.files / f"grouped{n}.img"), "group", _ORIGINALS[n]) for n in (0, 1)
         )
+        self.tree = self._tree()
         for one in (self.shared, *self.grouped):
             put_label(one.path, one.original)
         assert self.start()
@@ -140,6 +155,19 @@ class World:
         put_label(one.path, original)
         return one
 
+    def _tree(self) -> Resource:
+        tree = Resource(self.files / "tree", "exclusive", _ORIGINALS[0], recursive=True)
+        (tree.path / "in" / "deep").mkdir(parents=True)
+        for path in tree.inside:
+            if not path.is_dir():
+                image(path, 1)
+        self._put_back(tree)
+        return tree
+
+    def _put_back(self, one: Resource) -> None:
+        for path, raw in {one.path: one.original, **one.inside}.items():
+            put_label(path, raw)
+
     @property
     def bystanders(self) -> tuple[Resource, ...]:
         """What the bystander holds."""
@@ -148,7 +176,7 @@ class World:
     @property
     def every(self) -> tuple[Resource, ...]:
         """Every file that there is."""
-        return (*self.resources, self.shared, self.own, *self.grouped)
+        return (*self.resources, self.shared, self.own, *self.grouped, self.tree)
 
     def _acquire_bystander(self) -> None:
         some = [one.request for one in self.bystanders]
@@ -159,6 +187,8 @@ class World:
         """So many resources; the last of the full number is shared with the bystander."""
         if size == GROUPED:
             return self.grouped
+        if size == TREE:
+            return (self.tree,)
         return (*self.resources, self.shared) if size == _MOST else self.resources[:size]
 
     def labels_of(self, size: int) -> int:
@@ -183,7 +213,7 @@ class World:
         if with_book:
             shutil.copytree(self._clean_book, self.daemon.book.parent)
         for one in self.every:
-            put_label(one.path, one.original)
+            self._put_back(one)
         if with_book:
             for path, raw in self.bystander_labels.items():
                 put_label(path, raw)

@@ -35,7 +35,7 @@ def run(error: Exception | None) -> tuple[Told, Jobs]:
         events.listen(told)
         jobs = Jobs(events, root_only(), Limits)
         expected = pytest.raises(type(error)) if error else contextlib.nullcontext()
-        with expected, jobs.running("verify", ROOT) as job:
+        with expected, jobs.running("verify", ROOT.uid) as job:
             job.advance(0.5)
             job.advance(0.25)
             assert [one.id for one in jobs.all()] == [1]
@@ -75,18 +75,44 @@ def test_a_job_is_its_owners() -> None:
 
     async def work() -> None:
         jobs = Jobs(Events(), root_only(), lambda: Limits(jobs_per_user=1))
-        with jobs.running("verify", owner) as job:
+        with jobs.running("verify", owner.uid) as job:
             assert await jobs.view(stranger, job.view.id) == job.view
             with pytest.raises(AccessDenied, match="cancel jobs of other users"):
                 await jobs.cancel(stranger, job.view.id)
             assert not job.cancelled
-            with (
-                pytest.raises(LimitsExceeded, match="jobs-per-user allows 1"),
-                jobs.running("verify", owner),
-            ):
-                pytest.fail("a second job")
-            with jobs.running("verify", stranger), jobs.running("verify", ROOT):
+            with pytest.raises(LimitsExceeded, match="jobs-per-user allows 1"):
+                jobs.refuse_too_many(owner.uid)
+            for other in (stranger, ROOT):
+                jobs.refuse_too_many(other.uid)
+            with jobs.running("verify", stranger.uid), jobs.running("tree", ROOT.uid):
                 await jobs.cancel(owner, job.view.id)
             assert job.cancelled
+
+    asyncio.run(work())
+
+
+def test_what_gives_labels_back_is_not_cancelled() -> None:
+    async def work() -> None:
+        jobs = Jobs(Events(), root_only(), Limits)
+        with jobs.running("tree", ROOT.uid, ends=False) as job:
+            with pytest.raises(Failed, match="done to its end"):
+                await jobs.cancel(ROOT, job.view.id)
+            assert not job.cancelled
+
+    asyncio.run(work())
+
+
+def test_what_is_counted_tells_how_long_the_rest_takes() -> None:
+    async def work() -> None:
+        jobs = Jobs(Events(), root_only(), Limits)
+        with jobs.running("tree", ROOT.uid) as job:
+            job.begun_s -= 2.0
+            job.count(1000, 0.25)
+            view = job.moved()
+            assert (view.done, view.total, view.progress) == (1000, 4000, 0.25)
+            assert 400 < view.rate <= 500
+            assert view.remaining_us == 3000 * 1_000_000 // view.rate
+            job.count(1200, 0.1)  # never back
+            assert job.moved().progress == 0.25
 
     asyncio.run(work())

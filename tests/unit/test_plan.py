@@ -222,7 +222,11 @@ def test_one_object_twice_is_refused_as_a_whole(seen: list[Seen], access: Access
 REFUSALS: list[tuple[str, dict[str, object], str]] = [
     ("directory", {"kind": Kind.DIRECTORY}, "is a directory"),
     ("character device", {"kind": Kind.CHARACTER}, "is a character device"),
-    ("link", {"kind": Kind.LINK}, "is a symbolic link; files, devices, fifos and sockets are"),
+    (
+        "link",
+        {"kind": Kind.LINK},
+        "is a symbolic link; files, devices, directories, fifos and sockets are",
+    ),
     ("other", {"kind": Kind.OTHER}, "is a"),
     ("links", {"links": 2}, "has 2 hard links"),
     ("deleted", {"links": 0}, "is deleted"),

@@ -238,6 +238,7 @@ def test_every_table_is_strict_and_keys_are_kept(store: Store) -> None:
     found = asyncio.run(store.read(tables))
     assert {name for name, _ in found} == {
         "pool",
+        "tree",
         "returned",
         "quarantine",
         "vm",
