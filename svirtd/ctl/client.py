@@ -227,7 +227,14 @@ class Client(Sharing, Enrolling, Hotplug, Following):
             changed.clear()
             # While the daemon is restarted it holds the VM, and a call would be in its way.
             if await self._running():
-                vm = await self._vm_if_any(name)
+                try:
+                    vm = await self._vm_if_any(name)
+                except Failure as failure:
+                    if failure.code not in (Exit.REFUSED, Exit.UNREACHABLE):
+                        raise
+                    # It is about to stop, or just has; that it is back is told.
+                    await changed.wait()
+                    continue
                 first_id = first_id or vm.get("Id", "")
                 released = holds and vm.get("State") == State.RESERVED
                 if not vm or vm["Id"] != first_id or released:

@@ -106,12 +106,21 @@ def test_it_ends_as_the_vm_does(daemon: Daemon, client: Client, tmp_path: Path) 
 
 def test_it_stays_while_svirtd_is_restarted(own_daemon: Daemon, client: Client) -> None:
     write('command = ["/bin/sleep", "1000"]\n')
-    systemctl("start", UNIT)
-    pid = client.properties("web")["MainPID"]
     own_daemon.stop()
+    # What the unit asks first once its VM runs is not answered.
+    own_daemon.failpoints = "reply-before@3=kill"
     own_daemon.start()
-    assert client.properties("web")["MainPID"] == pid
-    assert show(UNIT, "ActiveState") == {"ActiveState": "active"}
+    systemctl("start", UNIT)
+    assert own_daemon.process is not None
+    assert own_daemon.process.wait(20) == -signal.SIGKILL
+    own_daemon.process, own_daemon.failpoints = None, ""
+    own_daemon.start()
+    pid = client.properties("web")["MainPID"]
+    for end in (own_daemon.stop, own_daemon.kill, own_daemon.stop):
+        end()
+        own_daemon.start()
+        assert client.properties("web")["MainPID"] == pid
+        assert show(UNIT, "ActiveState") == {"ActiveState": "active"}
     systemctl("stop", UNIT)
     assert client.vms() == {}
 
