@@ -5,6 +5,7 @@ Here the test is libvirt: it labels and gives back, and its processes stand for 
 """
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -428,3 +429,33 @@ def test_after_a_reboot_nothing_of_libvirts_runs(
         client.call("Forget", "sa{sv}", name, {})
     assert {label(path) for path in disks} == {ORIGINAL}
     assert client.manager()["PairsQuarantined"] == 0
+
+
+@pytest.mark.parametrize("point", ["begin-before", "begin-after", "close-before", "reply-before"])
+def test_the_daemon_is_killed_during_a_check_in(
+    own_daemon: Daemon, client: Client, make: Callable[[str], Path], point: str
+) -> None:
+    """The hook was not answered, so that libvirt does not start the domain; nothing is labelled."""
+    disk = make("disk")
+    check_in(client, "web")
+    pair = client.properties("web")["Categories"]
+    own_daemon.stop()
+    own_daemon.failpoints = f"{point}=kill"
+    own_daemon.start()
+    with pytest.raises(BusError):
+        check_in(client, "web", disk)
+    assert label(disk) == ORIGINAL
+    own_daemon.end(signal.SIGKILL)
+    own_daemon.failpoints = ""
+    own_daemon.start()
+    assert label(disk) == ORIGINAL
+    vm = client.properties("web")
+    assert vm["Categories"] == pair
+    assert vm["State"] in ("reserved", "labelled")
+    # The next start of the domain goes over it.
+    if vm["State"] == "labelled":
+        client.release("web")
+    check_in(client, "web", disk)
+    assert client.properties("web")["State"] == "labelled"
+    end(client, "web")
+    assert label(disk) == ORIGINAL
