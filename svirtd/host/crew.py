@@ -252,12 +252,22 @@ class _Walk:
         self._instruct(writer)
         while (task := await self._next()) is not None:
             folders, part, root = task
-            # The root's own entries first, so that there is something for the others.
-            budget = 1 if root else BUDGET if self._workers > 1 else 1 << 62
+            budget = self._budget(root=root)
             walk = {"walk": [path for path, _ in folders], "budget": budget, "root": root}
             writer.write(frame(walk))
             rest = await self._follow(reader, writer)
             await self._done([("", 1.0)] if root else folders, rest, part)
+
+    def _budget(self, *, root: bool) -> int:
+        """Return after how many entries a worker is to give back what is left.
+
+        At the beginning and near the end there is little for the others to do.
+        """
+        if self._workers == 1:
+            return 1 << 62
+        if root:
+            return 1
+        return BUDGET if len(self._waiting) > 4 * self._workers else BUDGET // 8
 
     def _instruct(self, writer: asyncio.StreamWriter) -> None:
         sweep = self._sweep

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import stat
-import struct
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -53,14 +52,27 @@ _HOW_READ: Final = ctypes.byref(_OpenHow(_READ, 0, _RESOLVE))
 _HOW_HOLD: Final = ctypes.byref(_OpenHow(_HOLD, 0, _RESOLVE))
 _HOW_FOLDER: Final = ctypes.byref(_OpenHow(_FOLDER, 0, _RESOLVE))
 
-# What statx tells: links, owner, (group,) mode; inode; device. See host/walk.py.
+# What statx tells, of so many at once: links, owner, mode; inode; device. See host/walk.py. Each
+# view is of one field, of one entry after the other.
 _WANTED: Final = 0x001 | 0x002 | 0x004 | 0x008 | 0x100
 _STATX_FLAGS: Final = 0x1000 | 0x4000  # AT_EMPTY_PATH, AT_STATX_DONT_SYNC
-_STATX: Final = struct.Struct("=16xIIIHxxQ96xII112x")
 _STATX_BYTES: Final = 256
 _buffer: Final = ctypes.create_string_buffer(_STATX_BYTES * CHUNK)
-_PLAIN: Final = 0o170000 | stat.S_ISUID | stat.S_ISGID
 _slots: Final = [ctypes.byref(_buffer, _STATX_BYTES * number) for number in range(CHUNK)]
+
+
+def _field(kind: Any, at: int) -> "memoryview[int]":
+    view: memoryview[int] = memoryview(_buffer).cast("B").cast(kind)
+    return view[at // view.itemsize :: _STATX_BYTES // view.itemsize]
+
+
+_links: Final = _field("I", 16)
+_owners: Final = _field("I", 20)
+_modes: Final = _field("H", 28)
+_inodes: Final = _field("Q", 32)
+_majors: Final = _field("I", 136)
+_minors: Final = _field("I", 140)
+_PLAIN: Final = 0o170000 | stat.S_ISUID | stat.S_ISGID
 
 Raw = bytes | None
 
@@ -147,29 +159,26 @@ class Chunk:
         fds = list(
             map(_syscall, repeat(_SYS_OPENAT2), repeat(above), names, repeat(_HOW_READ), _SIZES)
         )
-        self.fds += [fd for fd in fds if fd >= 0]
+        self.fds += fds if min(fds, default=0) >= 0 else [fd for fd in fds if fd >= 0]
         asked = (fds, repeat(b""), repeat(_STATX_FLAGS), repeat(_WANTED), _slots)
         if len(self.fds) < len(names) or any(map(_libc.statx, *asked)):
             return self._drop()
-        found = _STATX.iter_unpack(memoryview(_buffer)[: _STATX_BYTES * len(fds)])
-        major, minor = os.major(device), os.minor(device)
-        inodes = [
-            inode
-            for links, uid, _, mode, inode, its_major, its_minor in found
-            if links == 1
-            and (uid == owner or owner is None)
-            and mode & _PLAIN == stat.S_IFREG
-            and its_minor == minor
-            and its_major == major
-        ]
-        if len(inodes) < len(names):
+        count = len(names)
+        plain = (
+            _links[:count].tolist() == [1] * count
+            and (owner is None or _owners[:count].tolist() == [owner] * count)
+            and {mode & _PLAIN for mode in set(_modes[:count].tolist())} <= {stat.S_IFREG}
+            and _majors[:count].tolist() == [os.major(device)] * count
+            and _minors[:count].tolist() == [os.minor(device)] * count
+        )
+        if not plain:
             return self._drop()
         try:
             self.raws += list(map(os.getxattr, fds, repeat(XATTR)))
         except OSError:
             return self._drop()
         self.throughs += fds
-        self.inodes += inodes
+        self.inodes += _inodes[:count].tolist()
         self.names += names
         return True
 

@@ -165,7 +165,7 @@ def _deleted(folder: Path) -> int:
 FDS: list[tuple[str, Callable[[Path], int], str]] = [
     ("pipe", lambda _: _keep(os.pipe()), "is not open for"),
     ("socket", lambda _: socket.socket(socket.AF_UNIX).detach(), "is not found at"),
-    ("directory", lambda folder: os.open(folder, os.O_RDONLY), "not open for reading and writing"),
+    ("directory", lambda folder: os.open(folder, os.O_RDONLY), "is a directory; ask for it"),
     ("null", lambda _: os.open("/dev/null", os.O_RDWR), "is a character device"),
     ("epoll", _epoll, "is a"),
     ("memfd", _memfd, "is deleted; its label could not be given back"),

@@ -81,8 +81,9 @@ def test_what_may_be_relabelled_is_what_the_configuration_says(kind: str, permis
 
 
 def test_folders_that_may_be_relabelled() -> None:
-    assert targets("relabelfrom", "dir") == {"svirtd_runtime_t"}
-    assert targets("relabelto", "dir") == {"svirt_image_t", "svirtd_scratch_t"}
+    trees = members("svirtd_image_type") | {"svirtd_scratch_t"}
+    assert targets("relabelfrom", "dir") == trees | {"svirtd_runtime_t"}
+    assert targets("relabelto", "dir") == trees
 
 
 @pytest.mark.parametrize("permission", ["relabelfrom", "relabelto"])
@@ -91,7 +92,7 @@ def test_nodes_that_may_be_relabelled(permission: str) -> None:
     assert targets(permission, "chr_file") == members("svirtd_device_type") == devices
     images = members("svirtd_image_type") | {"svirtd_scratch_t"}
     assert targets(permission, "fifo_file") == targets(permission, "sock_file") == images
-    assert targets(permission, "lnk_file") == set()
+    assert targets(permission, "lnk_file") == images
 
 
 @pytest.mark.parametrize("kind", ["usb_device_t", "vfio_device_t", "memory_device_t"])

@@ -192,6 +192,11 @@ class Qemu(Machine):
         return dict(job) if job["status"] == "concluded" else None
 
 
+def tree(path: Path) -> dict[str, Variant]:
+    """Return a directory with all that is in it as a resource."""
+    return {"path": Variant("s", str(path)), "recursive": Variant("b", True)}
+
+
 def shared(group: str, *disks: Path, access: str = "group") -> list[dict[str, Variant]]:
     """Return disks as resources of a group."""
     return [one | {"group": Variant("s", group)} for one in resources(*disks, access=access)]
@@ -218,6 +223,14 @@ class Captive(Machine):
         options = _in_group(group, options)
         client.call("Launch", "sasaa{sv}a{sv}", name, argv, named, options)
         super().__init__(client, name, "control")
+
+    @classmethod
+    def with_tree(cls, client: Client, name: str, root: Path) -> "Captive":
+        """Start one that has a directory with all that is in it."""
+        client.call("Launch", "sasaa{sv}a{sv}", name, captive(), [tree(root)], {})
+        started = cls.__new__(cls)
+        Machine.__init__(started, client, name, "control")
+        return started
 
     def do(self, expression: str) -> Any:
         """Return the value of an expression."""
