@@ -38,6 +38,7 @@ class FileDisk:
     format: Format | None = None
     backing: Backing | None = None
     overlay: str = ""
+    recursive: bool = False
     at_qemu: str = ""
 
 
@@ -211,6 +212,7 @@ DISK_KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "format": ("format", _one_of(Format)),
     "backing": ("backing", _one_of(Backing)),
     "overlay": ("overlay", _path),
+    "recursive": ("recursive", _boolean),
     "qemu": ("at_qemu", _one_of(("disk", "cdrom", "none"))),
 }
 _SECTIONS: Final = ("qemu", "disk")
@@ -314,7 +316,8 @@ def command_of(
         *("-serial", "unix:{runtime}/console,server=on,wait=off"),
     ]
     for one in found.disks:
-        if one.at_qemu != "none":
+        # A directory is no drive: what shares it stands among the arguments.
+        if one.at_qemu != "none" and not one.recursive:
             words += ["-drive", _drive(one, one.access or default, overlays=overlays)]
     return (*words, *qemu.arguments)
 

@@ -117,7 +117,8 @@ def _disk(one: FileDisk) -> Disk:
         "backing": one.backing,
         "overlay": one.overlay,
     }
-    return Disk(one.path, one.access, tuple((k, str(v)) for k, v in terms.items() if v))
+    said = tuple((k, str(v)) for k, v in terms.items() if v)
+    return Disk(one.path, one.access, said, recursive=one.recursive)
 
 
 class _Run:

@@ -204,6 +204,19 @@ def test_a_stop_presses_the_power_button(daemon: Daemon, client: Client, sandbox
         path.unlink()
 
 
+def test_a_directory_is_the_vms(daemon: Daemon, client: Client, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    (tree / "file").write_text("x", "utf-8")
+    write(f'command = ["/bin/sleep", "1000"]\n[[disk]]\npath = "{tree}"\nrecursive = true\n')
+    systemctl("start", UNIT)
+    image_context = client.properties("web")["ImageContext"]
+    assert label(tree / "file") == label(tree) == image_context
+    systemctl("stop", UNIT)
+    assert label(tree / "file") is None
+    assert label(tree) is None
+
+
 def test_a_name_that_is_no_vms(daemon: Daemon) -> None:
     for name in ("../web", "a/b", "", "-x"):
         assert svirtctl("run", "--", name).returncode == 2

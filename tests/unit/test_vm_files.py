@@ -51,6 +51,7 @@ def test_what_qemu_is_told() -> None:
         '[[disk]]\npath = "/srv/a.img"\n[[disk]]\npath = "/srv/b"\naccess = "readonly"\n'
         'format = "qcow2"\n[[disk]]\npath = "/srv/cd.iso"\naccess = "public"\nqemu = "cdrom"\n'
         '[[disk]]\npath = "/srv/k"\nid = "kernel"\nqemu = "none"\n'
+        '[[disk]]\npath = "/srv/tree"\nrecursive = true\n'
     )
     assert words[0] == "/usr/bin/qemu-system-x86_64"
     assert words[-1] == "-S"
@@ -64,6 +65,7 @@ def test_what_qemu_is_told() -> None:
     ):
         assert part in text
     assert "kernel" not in text
+    assert "disk5" not in text
 
 
 def test_what_is_read_through_an_overlay_is_written_there() -> None:
