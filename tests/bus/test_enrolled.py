@@ -296,6 +296,20 @@ def test_units_of_every_type(
         done("unenroll", unit)
 
 
+def test_a_directory_and_a_kernel_are_the_units(unit: str, client: Client, tmp_path: Path) -> None:
+    tree, kernel = tmp_path / "tree", image(tmp_path / "vmlinuz")
+    tree.mkdir()
+    image(tree / "file")
+    done("enroll", unit, "web", "--tree", str(tree), "--kernel", str(kernel))
+    systemctl("start", unit)
+    wait_for("it runs", lambda: state(client) == "running")
+    vm = client.properties("web")
+    assert label(tree / "file") == label(tree) == vm["ImageContext"]
+    assert label(kernel) not in (None, vm["ImageContext"])
+    systemctl("stop", unit)
+    assert [label(path) for path in (tree, tree / "file", kernel)] == [None] * 3
+
+
 def test_a_kill_while_it_starts_or_ends(own_daemon: Daemon, client: Client, tmp_path: Path) -> None:
     """At each boundary: the unit does not start, or has ended, and nothing is left of it."""
     disk = image(tmp_path / "a.img")
