@@ -32,6 +32,7 @@ _RELABEL_FROM: Final = (
     "user_home_t",
     "user_tmp_t",
     "unlabeled_t",
+    "hugetlbfs_t",
 )
 
 # Devices that are made for somebody to use: what a USB port has, a VFIO group, a SCSI device, a

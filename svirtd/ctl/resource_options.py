@@ -18,6 +18,10 @@ def _file(access: Access) -> Callable[[str], Disk]:
     return lambda text: Disk(arguments.absolute(text), access)
 
 
+def _tree(text: str) -> Disk:
+    return Disk(arguments.absolute(text), Access.EXCLUSIVE, recursive=True)
+
+
 def _node(find: Callable[[str], str]) -> Callable[[str], Disk]:
     return lambda text: Disk(find(text), Access.EXCLUSIVE)
 
@@ -39,6 +43,8 @@ _OPTIONS: Final[tuple[tuple[str, str, Callable[[str], Disk], str], ...]] = (
     ("nvram", "FILE", _file(Access.EXCLUSIVE), f"Variables of the firmware. {_OWN}"),
     ("chardev", "PATH", _file(Access.EXCLUSIVE), f"File, fifo or device of a port. {_OWN}"),
     ("socket", "PATH", _file(Access.EXCLUSIVE), f"Unix socket to connect to. {_OWN}"),
+    ("tpm", "DIR", _tree, f"State of an emulated TPM, a folder with all in it. {_OWN}"),
+    ("hugepages", "DIR", _tree, f"Folder for memory, on hugetlbfs or tmpfs. {_OWN}"),
     (
         "usb",
         "BUS:DEV|VENDOR:PRODUCT",

@@ -196,12 +196,16 @@ def open_held(kernel: Kernel, path: str, held: int, access: Access) -> int:
     """Open that very object that is held, by the rights of this process.
 
     A node is not opened, since that may have an effect (a fifo, a device): it is held once more,
-    and the kernel is asked whether this process might have. So is what is never labelled, for the
-    plan to refuse with its kind. Raises ResourceRefused, LimitsExceeded.
+    and of a fifo or socket the kernel is asked whether this process might have. Of a device it is
+    not: the service's unit can open none, and a device goes to root, to its owner, and to whoever
+    may use any file. What is never labelled is held, too, for the plan to refuse with its kind.
+    Raises ResourceRefused, LimitsExceeded.
     """
     try:
-        kind = kind_of(walk.facts(held).mode)
-        if kind in rules.NODES and not os.access(
+        what = walk.facts(held)
+        kind = kind_of(what.mode)
+        _refuse_unkept(kernel, path, walk.mount_by(what))
+        if kind in (Kind.FIFO, Kind.SOCKET) and not os.access(
             f"/proc/self/fd/{held}", os.R_OK | (os.W_OK if access.writes else 0)
         ):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -222,6 +226,19 @@ def _refuse_unusable(folder: int, access: Access) -> None:
     wanted = os.R_OK | os.X_OK | (os.W_OK if access.writes else 0)
     if not os.access(f"/proc/self/fd/{folder}", wanted):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _refuse_unkept(kernel: Kernel, path: str, mount: Mount) -> None:
+    """Said before it is opened, which the policy would deny for a type that such a mount makes up:
+    that is no matter of the type, and nothing for the log."""
+    if kernel.enabled() and mount.labels is Labels.NONE:
+        raise ResourceRefused(f"{path} is {problem(_told(kernel, mount))}")
+
+
+def _told(kernel: Kernel, mount: Mount) -> Mount:
+    """Return a mount that keeps no labels, with the boolean that opens it to every VM, if on."""
+    opened_by = BOOLEANS.get(mount.kind, "")
+    return replace(mount, opened_by=opened_by if opened_by and kernel.boolean(opened_by) else "")
 
 
 def not_opened(kernel: Kernel, path: str, access: Access, error: OSError) -> ResourceRefused:
@@ -359,10 +376,8 @@ def _label(kernel: Kernel, named: str, through: str, mount: Mount) -> tuple[str 
         found, labels = None, Labels.NONE
     except OSError as error:
         raise ResourceRefused(f"{named}: its label cannot be read ({error.strerror})") from error
-    opened_by = BOOLEANS.get(mount.kind, "") if labels is Labels.NONE else ""
-    if opened_by and not kernel.boolean(opened_by):
-        opened_by = ""
-    return found, replace(mount, labels=labels, opened_by=opened_by)
+    mount = mount if labels is mount.labels else replace(mount, labels=labels)
+    return found, _told(kernel, mount) if labels is Labels.NONE else mount
 
 
 def kind_of(mode: int) -> Kind:

@@ -197,7 +197,12 @@ def prepare() -> None:
 
 def mount_of(fd: int) -> Mount:
     """Return the mount that an open or held object lies on. Never waits."""
-    return _mounts.mount(facts(fd).mount)
+    return mount_by(facts(fd))
+
+
+def mount_by(what: Facts) -> Mount:
+    """Return the mount of an object of which this is known, and which is held."""
+    return _mounts.mount(what.mount)
 
 
 def hold(path: str, links: Links = Links.ALL) -> int:

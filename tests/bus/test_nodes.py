@@ -16,10 +16,11 @@ import pytest
 
 from svirtd.host.bus import Variant
 from tests.attack import OWN, REFUSED
+from tests.bus.test_verify import verify
 from tests.groups import client_of
 from tests.sandbox import Sandbox
 from tests.sandbox.accounts import ANN, BEN, Account
-from tests.support import Client, Daemon, label, resources, set_label, wait_for
+from tests.support import Client, Daemon, label, resources, set_label
 
 ACQUIRE = "saa{sv}a{sv}"
 USB = "system_u:object_r:usb_device_t:s0"
@@ -200,16 +201,12 @@ def test_a_stick_is_taken_out_and_another_one_put_in(
     daemon: Daemon, client: Client, unplugged: Path
 ) -> None:
     """What is there now was not given to the VM; and the first one's label went with its node."""
-    client.listen()
     client.acquire("vm", unplugged)
     node(unplugged.with_name("svirt-test-new"), 5)
     os.rename(unplugged.with_name("svirt-test-new"), unplugged)
 
-    def told() -> bool:
-        return any(body[0]["path"].value == str(unplugged) for body in client.seen("DriftFound"))
-
-    wait_for("the finding", told)
-    client.call("Verify", "ba{sv}", True, {})
+    (finding,) = verify(client, repair=True)
+    assert (finding["kind"], finding["path"]) == ("replaced", str(unplugged))
     assert label(unplugged) == USB
     # It is the device's number by which another VM may not have it meanwhile.
     assert "VM 'vm'" in error(client, "other", BUSY, unplugged)
