@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import Variant
+from tests.bus.test_reboot import reboot
 from tests.enrolled import (
     UNITS,
     done,
@@ -344,6 +345,29 @@ def test_a_kill_while_it_starts_or_ends(own_daemon: Daemon, client: Client, tmp_
             systemctl("stop", unit)
             settled(unit)
         systemctl("start", unit)
+        systemctl("stop", unit)
+        done("unenroll", unit)
+
+
+def test_the_label_is_the_same_after_a_boot(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """The power is cut while it runs: nothing was told of its end, and no unit is there."""
+    disk = image(tmp_path / "a.img")
+    with unit_file("web.service", "Type=exec", SLEEP) as unit:
+        done("enroll", unit, "web", "--disk", str(disk))
+        systemctl("start", unit)
+        wait_for("it runs", lambda: state(client) == "running")
+        before = client.properties("web")
+        with reboot(own_daemon):
+            systemctl("kill", "--signal=KILL", unit)
+            wait_for("the end", lambda: show(unit, "ActiveState")["ActiveState"] == "failed")
+        assert state(client) == "reserved"
+        assert label(disk) is None
+        systemctl("reset-failed", unit)
+        systemctl("start", unit)
+        assert client.properties("web")["ProcessContext"] == before["ProcessContext"]
+        assert show(unit, "SELinuxContext")["SELinuxContext"] == before["ProcessContext"]
         systemctl("stop", unit)
         done("unenroll", unit)
 
