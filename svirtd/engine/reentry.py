@@ -142,9 +142,12 @@ class Reentry:
         for one in running.labelled(doors.kernel, [*named_paths(details.argv), *(opened or ())]):
             held = access_of(one.label, self._contexts(details), pair, frozenset(groups))
             # What it has made in its own folder goes with the folder.
-            if held is None or (vm.runtime_dir and one.path.startswith(f"{vm.runtime_dir}/")):
+            if held is None or (vm.runtime_dir and f"{one.path}/".startswith(f"{vm.runtime_dir}/")):
                 continue
             access, category = held
+            # A folder with the VM's own label is a tree of its; any folder may have the public one.
+            if one.is_folder and access is Access.PUBLIC:
+                continue
             holds.append(
                 Hold(
                     vm.id,
@@ -156,10 +159,12 @@ class Reentry:
                     original=None,
                     original_known=False,
                     group="" if category is None else groups[category],
+                    recursive=one.is_folder,
                     device=one.device,
                 )
             )
-        return holds, opened is not None
+        trees = tuple(f"{hold.path}/" for hold in holds if hold.recursive)
+        return [hold for hold in holds if not hold.path.startswith(trees)], opened is not None
 
     def _leave(self, unit: str, why: str) -> None:
         self._doors.journal.record(

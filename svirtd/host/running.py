@@ -14,7 +14,10 @@ from svirtd.core.model import Identity
 from svirtd.host import walk
 from svirtd.host.kernel import Kernel, NoLabels
 
-_LABELLED: Final = (stat.S_ISREG, stat.S_ISBLK, stat.S_ISCHR, stat.S_ISFIFO, stat.S_ISSOCK)
+_LABELLED: Final = (
+    *(stat.S_ISREG, stat.S_ISBLK, stat.S_ISCHR, stat.S_ISFIFO, stat.S_ISSOCK),
+    stat.S_ISDIR,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Labelled:
     identity: Identity
     label: str
     device: int
+    is_folder: bool = False
 
 
 def open_files(pid: int) -> tuple[str, ...] | None:
@@ -73,4 +77,4 @@ def _labelled(kernel: Kernel, path: str) -> Labelled | None:
         os.close(held)
     if label is None or not own.isprintable():
         return None
-    return Labelled(own, info.identity, label, info.device)
+    return Labelled(own, info.identity, label, info.device, stat.S_ISDIR(info.mode))

@@ -30,7 +30,7 @@ INSERT INTO "hold" VALUES(58352,0,64768,134,'/srv/new.img','exclusive','system_u
 INSERT INTO "hold" VALUES(189221,0,5,77,'/dev/sdb','exclusive','system_u:object_r:svirt_image_t:s0:c416,c615',NULL,0,'','','',0,'report','',0,0);
 INSERT INTO "hold" VALUES(201058,0,64768,131,'/srv/web.img','exclusive','system_u:object_r:svirt_image_t:s0:c397,c634','system_u:object_r:virt_image_t:s0',1,'','','',0,'report','',0,0);
 INSERT INTO "hold" VALUES(201058,1,64768,140,'/srv/tools.iso','public','system_u:object_r:virt_content_t:s0','system_u:object_r:virt_image_t:s0',1,'','','',0,'report','',0,0);
-INSERT INTO "hold" VALUES(201058,2,64768,150,'/srv/share','exclusive','system_u:object_r:svirt_image_t:s0:c397,c634','system_u:object_r:virt_image_t:s0',1,'','','',0,'report','',1,0);
+INSERT INTO "hold" VALUES(201058,2,64768,190,'/srv/share','exclusive','system_u:object_r:svirt_image_t:s0:c397,c634','system_u:object_r:virt_image_t:s0',1,'','','',0,'report','',1,0);
 INSERT INTO "hold" VALUES(232247,0,64768,160,'/srv/again.img','exclusive','system_u:object_r:svirt_image_t:s0:c26,c682',NULL,0,'','','',0,'report','',0,0);
 INSERT INTO "hold" VALUES(251969,0,64768,132,'/srv/data base.img','exclusive','system_u:object_r:svirt_image_t:s0:c274,c710',NULL,1,'','','',0,'report','',0,0);
 INSERT INTO "hold" VALUES(251969,1,64768,140,'/srv/tools.iso','public','system_u:object_r:virt_content_t:s0','system_u:object_r:virt_image_t:s0',1,'','','',0,'report','',0,0);
@@ -81,9 +81,9 @@ CREATE TABLE "returned" (
 INSERT INTO "returned" VALUES(2,215210);
 INSERT INTO "returned" VALUES(5,141742);
 CREATE TABLE tree(dev INTEGER NOT NULL, ino INTEGER NOT NULL, label TEXT, inodes BLOB NOT NULL) STRICT;
-INSERT INTO "tree" VALUES(64768,150,NULL,X'');
-INSERT INTO "tree" VALUES(64768,150,'system_u:object_r:user_home_t:s0',X'9700000000000000');
-INSERT INTO "tree" VALUES(64768,150,NULL,X'9800000000000000');
+INSERT INTO "tree" VALUES(64768,190,NULL,X'');
+INSERT INTO "tree" VALUES(64768,190,'system_u:object_r:user_home_t:s0',X'9700000000000000');
+INSERT INTO "tree" VALUES(64768,190,NULL,X'9800000000000000');
 CREATE TABLE "vm" (
    "rank" INTEGER PRIMARY KEY,
    "id" TEXT NOT NULL,

@@ -17,6 +17,7 @@ from svirtd.host.bus import BusError, Variant
 from tests.support import (
     JOB,
     PROPERTIES,
+    VM,
     Client,
     Daemon,
     image,
@@ -322,3 +323,31 @@ def test_nobody_gets_the_set_while_something_in_the_tree_carries_it(
     set_label(file, IMAGE)
     client.call("Verify", "ba{sv}", False, {})
     assert client.manager()["PairsQuarantined"] == 0
+
+
+def test_the_tree_of_a_vm_that_runs_is_in_a_new_book(
+    own_daemon: Daemon, client: Client, tree: Path
+) -> None:
+    argv = ["/bin/sh", "-c", "exec sleep 1000", str(tree)]
+    client.call("Launch", "sasaa{sv}a{sv}", "vm", argv, [resource(tree)], {})
+    before = client.properties("vm")
+    own_daemon.kill()
+    shutil.rmtree(own_daemon.book.parent)
+    own_daemon.start()
+    after = client.properties("vm")
+    assert after["Categories"] == before["Categories"]
+    (held,) = after["Resources"]
+    assert (held["path"], held["recursive"], held["access"]) == (str(tree), True, "exclusive")
+    assert "original" not in held
+    client.release("vm")
+    # Without SELinux an object has no label of its own.
+    assert set(labels(tree).values()) == {None}
+
+
+def test_a_vm_that_is_up_gets_no_tree(daemon: Daemon, client: Client, tree: Path) -> None:
+    client.call("Launch", "sasaa{sv}a{sv}", "vm", ["/bin/sleep", "1000"], [], {})
+    (path,) = client.call("GetVM", "s", "vm")
+    refused = client.error("Attach", "a{sv}a{sv}", resource(tree), {}, path=path, interface=VM)
+    assert refused.name == REFUSED
+    assert "next start" in refused.text
+    client.release("vm")
