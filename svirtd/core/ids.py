@@ -8,14 +8,17 @@ from svirtd.core.model import VM, Hold, Seen
 from svirtd.core.plan import Decision
 
 
-def named(seen: Sequence[Seen], taken: Collection[str] = ()) -> list[tuple[str, str]]:
+def named(
+    seen: Sequence[Seen], first: int = 0, taken: Collection[str] = ()
+) -> list[tuple[str, str]]:
     """Return for each resource its id, and the id of the one under which it lies.
 
-    `taken` are the ids that the VM's other resources have. Made ones give way to those that are
-    given, wherever they stand in the request.
+    `taken` are the ids that the VM's other resources have, and `first` is above their numbers: the
+    id of what was just detached is not the next one's. Made ones give way to those that are given,
+    wherever they stand in the request.
     """
     used = {one.terms.id for one in seen} | set(taken)
-    made = (f"r{number}" for number in count(1))
+    made = (f"r{number}" for number in count(first + 1))
     ids = [one.terms.id or next(id_ for id_ in made if id_ not in used) for one in seen]
     # A part names what it lies under by the id that was given for it, or else by its path.
     by_path = {one.path: id_ for one, id_ in zip(seen, ids, strict=True)}
@@ -32,7 +35,7 @@ def holds_for(
 
     `taken` are the ids that its other holds have.
     """
-    names = named([d.seen for d in decisions], taken)
+    names = named([d.seen for d in decisions], first, taken)
     return tuple(
         Hold(
             vm.id,

@@ -284,7 +284,7 @@ def _decided(
 
 def _differs(own: Hold, seen: Seen, replaced: Replaced | None) -> bool:
     """Say whether a VM asks for another access to what it has. Raises ResourceBusy, InvalidArgs."""
-    if replaced is not None and replaced.hold is own:
+    if replaced is not None and replaced.hold.number == own.number:
         raise InvalidArgs(f"{seen.named} cannot replace itself")
     if (seen.access, seen.terms.group) != (own.access, own.group):
         return True

@@ -70,9 +70,13 @@ class Holdings:
     ) -> None:
         vm = operation.vm
         stuck = [one for one in outcomes if one.fate is Fate.FAILED]
-        suspects = apply.suspects(vm, self._operations.sets(vm), _moved(outcomes))
         identities = {one.step.identity for one in stuck}
-        before = Entry(vm, tuple(await self._holds(vm, without=operation.gained)))
+        holds = await self._holds(vm)
+        before = Entry(vm, tuple(h for h in holds if h.number not in operation.gained))
+        # What the VM holds on, whatever it carries, is no object that it has left a label on.
+        held = {one.identity for one in before.holds} | identities
+        left = [one for one in outcomes if one.step.identity not in held]
+        suspects = apply.suspects(vm, self._operations.sets(vm), left, holds)
         reach(Point.CLOSE_BEFORE)
         # Durable: after a power cut an attachment that is open may have been promised, and is
         # finished; the caller of this one is about to hear that it failed.
@@ -209,9 +213,6 @@ class Holdings:
         steps: Sequence[Step],
     ) -> list[Suspect]:
         sets = self._operations.sets(vm)
-        return apply.suspects(vm, sets, outcomes) + unknown.suspects(vm, sets, ending, steps)
-
-
-def _moved(outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Return those outcomes after which an object may carry a label that no hold says."""
-    return [one for one in outcomes if one.fate is not Fate.FAILED]
+        return apply.suspects(vm, sets, outcomes, ending) + unknown.suspects(
+            vm, sets, ending, steps
+        )

@@ -73,7 +73,11 @@ class Enumeration:
         self._size = size
         labels = world.labels_of(size)
         self._armed = scenario.armed.format(
-            labels=labels, middle=labels + labels // 2 + 1, third=3 * labels
+            labels=labels,
+            middle=labels + labels // 2 + 1,
+            third=3 * labels,
+            second_after=labels + 2,
+            third_after=labels + 3,
         )
         self._failures: list[str] = []
 

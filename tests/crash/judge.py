@@ -5,7 +5,7 @@ It knows what a label means and what the tables hold, and takes neither from the
 """
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +18,13 @@ _VM: Final = (
     "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context, groups"
 )
 _POOL: Final = make_shape(frozenset(range(768)), frozenset(range(768, 1024)), frozenset(), 2)
+# Which files of world.more a VM has, with how, and what it is then.
+_MORE: Final = {
+    ((0, "exclusive"),): Fate.MORE,
+    ((1, "exclusive"),): Fate.OTHER,
+    ((0, "readonly"), (1, "exclusive")): Fate.KEPT,
+    ((2, "exclusive"), (3, "readonly")): Fate.CHAIN,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ class Judge:
         if bystander and BYSTANDER not in vms:
             found.append("the bystander has gone")
         vm = vms.get(self._name)
-        fate = Fate.GONE if vm is None else vm.fate
+        fate = Fate.GONE if vm is None else self._fate(vm)
         if fate not in possible:
             found.append(f"the VM is {fate}, expected {' or '.join(sorted(possible))}")
         found += self._labels(vms)
@@ -70,6 +77,15 @@ class Judge:
         if told != {name: row.state for name, row in vms.items()}:
             found.append(f"the daemon tells of {told}")
         return found
+
+    def _more(self, row: Row) -> dict[int, str]:
+        """Which of the files that a VM got later it has, with how."""
+        held = dict(self._query(f"SELECT path, access FROM hold WHERE rank = {row.rank}"))
+        more = enumerate(self._world.more)
+        return {n: held[str(one.path)] for n, one in more if str(one.path) in held}
+
+    def _fate(self, row: Row) -> str:
+        return _MORE.get(tuple(self._more(row).items()), row.fate)
 
     def _query(self, sql: str) -> list[tuple[Any, ...]]:
         return self._world.query(sql)
@@ -93,6 +109,9 @@ class Judge:
             some = world.bystanders if name == BYSTANDER else tuple(self._resources)
             if row.fate not in (Fate.LABELLED, Fate.RUNNING):
                 some = ()
+            some += tuple(
+                replace(world.more[n], access=access) for n, access in self._more(row).items()
+            )
             expected = set()
             for one in some:
                 shared = one.access == "group"

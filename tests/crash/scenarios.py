@@ -16,7 +16,7 @@ from typing import Final
 from svirtd.failpoints import Point
 from svirtd.host.bus import BusError, Variant
 from tests.crash.world import COMMAND, GROUPED, TREE, World, options_of
-from tests.support import Client
+from tests.support import ROOT, VM, Client
 
 
 class Fate(enum.StrEnum):
@@ -26,6 +26,11 @@ class Fate(enum.StrEnum):
     RESERVED = "reserved"
     LABELLED = "labelled"
     RUNNING = "running"
+    # Labelled or running, and with more than it was started with: world.more.
+    MORE = "one more"
+    OTHER = "another in its place"
+    KEPT = "another, over it"
+    CHAIN = "an image and what it lies over"
 
 
 @dataclass(slots=True)
@@ -67,6 +72,8 @@ class Step:
     fails: bool = False
     # Nobody is told: the VM is what `fate` says after the next start, however far this came.
     silent: bool = False
+    # What the VM may also be if an end came in between: the next start finds nothing in the way.
+    otherwise: Fate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +95,10 @@ class Scenario:
         fates = [start, *(step.fate for step in self.steps)]
         if told < len(self.steps) and self.steps[told].silent:
             return frozenset({fates[told + 1]})
-        return frozenset(fates[told : told + 2])
+        possible = fates[told : told + 2]
+        if told < len(self.steps) and (other := self.steps[told].otherwise) is not None:
+            possible.append(other)
+        return frozenset(possible)
 
     def prepare(self, run: Run) -> None:
         """Do what comes before. Raises BusError if it is refused."""
@@ -192,10 +202,33 @@ def _end_unit(run: Run) -> None:
     run.world.wait("the VM of a unit that ended", run.is_removed)
 
 
+def _attach(number: int, **options: str) -> Callable[[Run], None]:
+    def ask(run: Run) -> None:
+        wanted = run.world.more[number].request | {"id": Variant("s", f"more{number}")}
+        if number == _IMAGE:
+            wanted |= {"format": Variant("s", "qcow2"), "backing": Variant("s", "private")}
+        told = {key: Variant("s", value) for key, value in options.items()}
+        path = f"{ROOT}/vm/{run.name}"
+        run.world.client.call("Attach", "a{sv}a{sv}", wanted, told, path=path, interface=VM)
+
+    return ask
+
+
+def _detach(number: int) -> Callable[[Run], None]:
+    def ask(run: Run) -> None:
+        path = f"{ROOT}/vm/{run.name}"
+        run.world.client.call("Detach", "sa{sv}", f"more{number}", {}, path=path, interface=VM)
+
+    return ask
+
+
 def _nothing(_run: Run) -> None:
     pass
 
 
+_IMAGE: Final = 2
+_ATTACHED: Final = Step(_attach(0), Fate.MORE)
+_REPLACED: Final = Step(_attach(1, replaces="more0"), Fate.OTHER)
 ACQUIRED: Final = Step(_acquire, Fate.LABELLED)
 LAUNCHED: Final = Step(_launch, Fate.RUNNING)
 RELEASED: Final = Step(_release, Fate.GONE)
@@ -265,6 +298,47 @@ SCENARIOS: Final = (
     # A tree: it is not known to be whole before the operation is closed, so that it is taken back.
     Scenario("acquire-tree", (ACQUIRED,), sizes=(TREE,)),
     Scenario("launch-release-tree", (LAUNCHED, RELEASED), sizes=(TREE,)),
+    # A VM that is up gets one more, loses it, gets another in its place.
+    Scenario("attach", (_ATTACHED,), before=(ACQUIRED,), sizes=(1,)),
+    Scenario(
+        "detach", (Step(_detach(0), Fate.LABELLED),), before=(ACQUIRED, _ATTACHED), sizes=(1,)
+    ),
+    Scenario("attach-launched", (_ATTACHED,), before=(LAUNCHED,), sizes=(1,)),
+    Scenario(
+        "attach-image",
+        (Step(_attach(_IMAGE), Fate.CHAIN), Step(_detach(_IMAGE), Fate.LABELLED)),
+        before=(ACQUIRED,),
+        sizes=(1,),
+    ),
+    Scenario("replace", (_REPLACED,), before=(ACQUIRED, _ATTACHED), sizes=(1,)),
+    Scenario(
+        "keep",
+        (Step(_attach(1, replaces="more0", keep="readonly"), Fate.KEPT),),
+        before=(ACQUIRED, _ATTACHED),
+        sizes=(1,),
+    ),
+    Scenario(
+        "attach-refused",
+        (Step(_attach(_IMAGE), Fate.LABELLED, fails=True),),
+        before=(ACQUIRED,),
+        armed="label-write@{second_after}=errno:ENOSPC",
+        sizes=(1,),
+    ),
+    Scenario(
+        "detach-refused",
+        (Step(_detach(0), Fate.MORE, fails=True, otherwise=Fate.LABELLED),),
+        before=(ACQUIRED, _ATTACHED),
+        armed="label-write@{second_after}=errno:EROFS",
+        sizes=(1,),
+    ),
+    # What is to be handed back cannot be: what came in its place goes again.
+    Scenario(
+        "replace-refused",
+        (Step(_attach(1, replaces="more0"), Fate.MORE, fails=True, otherwise=Fate.OTHER),),
+        before=(ACQUIRED, _ATTACHED),
+        armed="label-write@{third_after}=errno:EROFS",
+        sizes=(1,),
+    ),
     Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
 )
 
@@ -300,6 +374,10 @@ OPEN: Final = tuple(
         ("release", Point.CLOSE_BEFORE),  # all labels are back
         ("release-stuck", Point.FAILED_AFTER),
         ("persistent", Point.UNDO_SYNCED),
+        ("attach", Point.LABEL_AFTER),
+        ("attach-image", Point.UNDO_AFTER),  # part of it is back
+        ("replace", Point.LABEL_AFTER),  # both are labelled
+        ("replace", Point.UNDO_SYNCED),  # one is, the other is not any more
         ("caller-leaves", Point.BEGIN_BEFORE),
         ("unit-ends", Point.END_NOTICED),
     )

@@ -36,6 +36,8 @@ NAMES: Final = (
     "release-stuck",
     "persistent",
     "caller-leaves",
+    "detach",
+    "replace",
 )
 # What is armed for good keeps a release from its end, with or without a book.
 ONCE: Final = [one for one in SCENARIOS if one.name in NAMES and one.name != "release-stuck"]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from svirtd.core import overlays
 from svirtd.failpoints import Point
 from svirtd.host.bus import BusError, Variant
 from tests.support import DEADLINE_S, XATTR, Client, Daemon, image, wait_for
@@ -136,7 +137,15 @@ class World:
             Resource(image(self.files / f"grouped{n}.img"), "group", _ORIGINALS[n]) for n in (0, 1)
         )
         self.tree = self._tree()
-        for one in (self.shared, *self.grouped):
+        # For a VM that is up: one file, one in its place, and an image with what it lies over.
+        self.more = tuple(
+            Resource(image(self.files / f"more{n}.img"), access, _ORIGINALS[n % len(_ORIGINALS)])
+            for n, access in enumerate(("exclusive", "exclusive", "exclusive", "readonly"))
+        )
+        top, base = self.more[2:]
+        overlay = overlays.empty(str(base.path), 1 << 20)
+        top.path.write_bytes(overlay.head.ljust(overlay.length, b"\0"))
+        for one in (self.shared, *self.grouped, *self.more):
             put_label(one.path, one.original)
         assert self.start()
         self.client.call("CreateGroup", "sa{sv}", GROUP, {})
@@ -176,7 +185,7 @@ class World:
     @property
     def every(self) -> tuple[Resource, ...]:
         """Every file that there is."""
-        return (*self.resources, self.shared, self.own, *self.grouped, self.tree)
+        return (*self.resources, self.shared, self.own, *self.grouped, *self.more, self.tree)
 
     def _acquire_bystander(self) -> None:
         some = [one.request for one in self.bystanders]
