@@ -21,7 +21,7 @@ STRANGE: Final = Person("root", STRANGER)
 REFUSED: Final = "217e877a64494731a393add6682ad853"
 EVERYTHING: Final = {
     *("read", "plan", "acquire", "launch", "release", "forget", "connect"),
-    *("verify", "repair", "backup", "override", "group", "wall", "levels"),
+    *("verify", "repair", "backup", "override", "group", "wall", "levels", "enroll"),
 }
 USE: Final = {"read", "plan", "acquire", "launch", "group"}
 
@@ -52,7 +52,7 @@ def test_who_may_what_by_default(source: str, on_daemon: set[str]) -> None:
     caller, daemon = parse_context(source), parse_context(DAEMON)
     vm = parse_context("system_u:system_r:svirt_t:s0:c1,c2")
     assert ask(caller, daemon, "svirtd").allowed == on_daemon
-    on_vm = {"read", "release", "forget", "connect", "group"} if on_daemon else set()
+    on_vm = {"read", "acquire", "release", "forget", "connect", "group"} if on_daemon else set()
     assert ask(caller, vm, "svirtd").allowed == on_vm
 
 
