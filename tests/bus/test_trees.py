@@ -3,9 +3,11 @@
 
 import os
 import shutil
+import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from svirtd.host.bus import BusError, Variant
 from tests.support import (
     JOB,
     PROPERTIES,
+    REPO,
     VM,
     Client,
     Daemon,
@@ -351,3 +354,21 @@ def test_a_vm_that_is_up_gets_no_tree(daemon: Daemon, client: Client, tree: Path
     assert refused.name == REFUSED
     assert "next start" in refused.text
     client.release("vm")
+
+
+def test_control_c_in_svirtctl_takes_everything_back(
+    own_daemon: Daemon, client: Client, tree: Path
+) -> None:
+    own_daemon.stop()
+    own_daemon.failpoints = "tree-remembered=sleep:0.2"
+    own_daemon.start()
+    before = labels(tree)
+    argv = [sys.executable, "-m", "svirtd.ctl", "acquire", "vm", "--tree", str(tree)]
+    with subprocess.Popen(argv, stderr=subprocess.PIPE, cwd=REPO) as process:
+        wait_for("the job", lambda: _jobs(client))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        # It waits until all is back.
+        assert process.returncode == 130
+    assert labels(tree) == before
+    assert client.vms() == {}
