@@ -31,6 +31,7 @@ _COSTS_S: Final = {
     "o_coexist": 150,
     "p_desk": 90,
     "p_enrolled": 100,
+    "p_libvirt": 180,
 }
 _ON_OLDER: Final = (
     *("a_policy", "b_isolation", "c_service", "h_callers", "i_users", "k_matrix", "l_types"),
