@@ -169,13 +169,33 @@ class Qemu(Machine):
             answer = self.read()
         return answer
 
-    def reads(self) -> str:
-        """Have QEMU read its first disk; returns its error, empty if it could."""
-        return self._copies("d0", "null")
+    def does(self, name: str, **arguments: Any) -> None:
+        """Give a command that must succeed."""
+        answer = self.command(name, **arguments)
+        assert "return" in answer, (name, answer)
 
-    def writes(self) -> str:
-        """Have QEMU write its first disk; returns its error, empty if it could."""
-        return self._copies("null", "d0")
+    def job(self, name: str, id_: str, *, pivots: bool = False, **arguments: Any) -> None:
+        """Have QEMU do a job to its end; one that `pivots` is completed once it is ready."""
+        key = {"job-id": id_} | ({"auto-dismiss": False} if name != "blockdev-create" else {})
+        self.does(name, **key, **arguments)
+        if pivots:
+            wait_for(f"{name} is ready", lambda: self._status() == "ready", _START_S)
+            self.does("job-complete", id=id_)
+        ended = wait_for(f"{name} has ended", self._concluded, _START_S)
+        assert "error" not in ended, ended
+        self.does("job-dismiss", id=id_)
+
+    def reads(self, node: str = "d0") -> str:
+        """Have QEMU read a disk of its own; returns its error, empty if it could."""
+        return self._copies(node, "null")
+
+    def writes(self, node: str = "d0") -> str:
+        """Have QEMU write a disk of its own; returns its error, empty if it could."""
+        return self._copies("null", node)
+
+    def _status(self) -> str:
+        (job,) = self.command("query-jobs")["return"]
+        return str(job["status"])
 
     def _copies(self, source: str, target: str) -> str:
         null = {"driver": "null-co", "node-name": "null", "size": SIZE, "read-zeroes": False}
