@@ -68,7 +68,7 @@ def around(db: Database, seen: Sequence[Seen]) -> Mapping[Identity, Hold]:
     ).fetchone()[0]
     found = {}
     for one in seen:
-        holds = [] if none else _above(db, one)
+        holds = [] if none else holds_above(db, one.identity, one.path)
         if not holds and one.terms.recursive:
             holds = _below(db, one)
         if holds:
@@ -76,12 +76,14 @@ def around(db: Database, seen: Sequence[Seen]) -> Mapping[Identity, Hold]:
     return found
 
 
-def _above(db: Database, seen: Seen) -> list[Hold]:
+def holds_above(db: Database, identity: Identity, path: str) -> list[Hold]:
+    """Return a hold on a tree that the object at `path` is in, none if there is none."""
     return registry.holds_where(
         db,
         "h.recursive <> 0 AND h.dev = ? AND h.ino <> ?"
         " AND substr(?, 1, length(h.path) + 1) = h.path || '/' LIMIT 1",
-        [seen.identity.dev, seen.identity.ino, seen.path],
+        # A held tree's own path can always be written down; what is in it may be called anything.
+        [identity.dev, identity.ino, path.encode("utf-8", "replace").decode()],
     )
 
 

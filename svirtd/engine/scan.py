@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from svirtd.book import groups, pool, registry
+from svirtd.book import trees as book_trees
 from svirtd.book.pool import Suspect
 from svirtd.book.store import Database
 from svirtd.core.findings import Finding, FindingKind
@@ -79,7 +80,11 @@ class Scan:
         if context is None or context.type not in self._types() or not context.categories:
             return None
         known = await self._doors.store.read(
-            lambda db: registry.holds_on(db, one.identity) or pool.suspects_on(db, one.identity)
+            lambda db: (
+                registry.holds_on(db, one.identity)
+                or book_trees.holds_above(db, one.identity, one.path)
+                or pool.suspects_on(db, one.identity)
+            )
         )
         if known and isinstance(known[0], Suspect):
             return await self._quarantine.found_at(known[0], one.path, repair=repair)
