@@ -140,3 +140,31 @@ def test_what_is_over_is_not_given(client: Client, kept: str, tmp_path: Path) ->
         refused = client.error("Grant", "sa{sv}", "kept", options, path=GROUP_PATH, interface=GROUP)
         assert refused.name.endswith("InvalidArgs")
     assert label(disk) is None
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_one_hold_ends_and_the_vm_goes_on(client: Client, tmp_path: Path, launched: bool) -> None:
+    """A stopped VM loses what is over; one that runs does so where the lease says it."""
+    disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
+    wanted = leased(disk, in_s(2), "detach" if launched else "report")
+    wanted.append({"path": Variant("s", str(other))})
+    if launched:
+        client.call("Launch", LAUNCH, "vm", IDLE, wanted, {})
+    else:
+        client.call("Acquire", ACQUIRE, "vm", wanted, {})
+    state = client.vms()["vm"]
+    wait_for("it was detached", lambda: label(disk) is None)
+    (held,) = wait_for(
+        "one is left",
+        lambda: [one for one in [client.properties("vm")["Resources"]] if len(one) == 1],
+    )[0]
+    assert held["path"] == str(other)
+    assert label(other) == held["context"]
+    assert client.vms() == {"vm": state}
+    client.release("vm")
+
+
+def test_a_grant_does_not_end_by_detaching(client: Client, kept: str) -> None:
+    options = {"until": in_s(9), "at-end": Variant("s", "detach")}
+    refused = client.error("Grant", "sa{sv}", "kept", options, path=GROUP_PATH, interface=GROUP)
+    assert "'detach' is for resources" in refused.text
