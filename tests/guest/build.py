@@ -43,11 +43,12 @@ _GUEST: Final = (
     "python3-libvirt",
 )
 # Only the newest is asked about what runs beside svirtd: containers, which have the policy's own
-# types there, and what an administrator makes VMs with, on a screen that a test can read.
+# types there, and what an administrator makes VMs with, on a screen that a test can read; and about
+# the policy with levels, which lies beside the default one: a tree of its own would take a minute.
 _ON: Final = {
     "trixie": (
         *("podman", "crun", "virt-manager", "virtinst", "xvfb"),
-        *("at-spi2-core", "gir1.2-atspi-2.0"),
+        *("at-spi2-core", "gir1.2-atspi-2.0", "selinux-policy-mls"),
     )
 }
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
@@ -56,16 +57,22 @@ _MASKED: Final = (
     *("apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "fstrim.timer"),
     *("e2scrub_all.timer", "systemd-firstboot.service", "libvirt-guests.service"),
     *("selinux-autorelabel.service", "selinux-autorelabel-mark.service", "ldconfig.service"),
-    *(
-        "systemd-hwdb-update.service",
-        "systemd-journal-catalog-update.service",
-        "getty@tty1.service",
-    ),
+    *("systemd-hwdb-update.service", "systemd-journal-catalog-update.service"),
+    *("getty@tty1.service", "serial-getty@ttyS0.service", "e2scrub_reap.service"),
+    *("logrotate.timer", "netavark-dhcp-proxy.service", "netavark-dhcp-proxy.socket"),
 )
 # What is made for the default policy, with categories alone (MCS).
 _DEFAULT: Final = "default"
+# Where the guest has the policy that lets VMs do everything.
+HOLED: Final = Path("/srv/holed.policy")
+# Started by whoever connects, and by no boot: few have tests of them.
+_WHEN_ASKED: Final = ("libvirtd", "virtlogd")
 # What the guests of other policies do without.
-_OF_DEFAULT: Final = ("libvirt-daemon-system", "libvirt-clients", "python3-libvirt")
+_OF_DEFAULT: Final = tuple(
+    f"{name}{kind}"
+    for name in _WHEN_ASKED
+    for kind in (".service", ".socket", "-ro.socket", "-admin.socket")
+)
 
 
 class BuildError(Exception):
@@ -125,8 +132,9 @@ def guest(suite: str = "trixie") -> Guest:
 
 def _guest(suite: str) -> Guest:
     newest = _tree_of("trixie")
-    policy = _policy_of(suite)
-    tree = newest if suite == "trixie" else _tree_of(suite)
+    release, _, policy = suite.partition("-")
+    policy = policy or _DEFAULT
+    tree = newest if release == "trixie" else _tree_of(release)
     deb = _package()
     made_of = [tree.name.encode(), deb.read_bytes(), Path(__file__).read_bytes()]
     made_of += [(_INSIDE / name).read_bytes() for name in ("boot", _CALLERS[policy], *_UNITS)]
@@ -136,6 +144,8 @@ def _guest(suite: str) -> Guest:
             _choose(work, policy)
             install(work, deb)
             _load_callers(work, policy)
+            if suite == "trixie":
+                _compile_holed(work)
             _configure(work, policy)
             _label(work, policy)
             part = image.with_suffix(".part")
@@ -155,11 +165,7 @@ def tree_of(suite: str) -> Path:
 
 
 def _tree_of(suite: str) -> Path:
-    policy = _policy_of(suite)
     wanted = (*_GUEST, *_ON.get(suite, ()))
-    if policy != _DEFAULT:
-        wanted = tuple(one for one in wanted if one not in _OF_DEFAULT)
-        wanted = tuple(one.replace(f"-policy-{_DEFAULT}", f"-policy-{policy}") for one in wanted)
     tree = _kept("tree", [suite.encode(), *(name.encode() for name in wanted)], f"-{suite}")
     if not tree.exists():
         part = tree.with_name(f"{tree.name}.part")
@@ -170,16 +176,12 @@ def _tree_of(suite: str) -> Path:
             [
                 *("mmdebstrap", "--quiet", "--mode=root", "--variant=minbase"),
                 *("--components=main", *options, f"--include={','.join(wanted)}"),
-                *(suite.partition("-")[0], part, _mirror()),
+                *(suite, part, _mirror()),
             ],
             timeout_s=_APT_TIMEOUT_S,
         )
         part.rename(tree)
     return tree
-
-
-def _policy_of(suite: str) -> str:
-    return suite.partition("-")[2] or _DEFAULT
 
 
 def _mirror() -> str:
@@ -238,6 +240,27 @@ def _load_callers(tree: Path, policy: str) -> None:
     (tree / "root" / module.name).unlink()
 
 
+def _compile_holed(tree: Path) -> None:
+    """Compile the policy that a test exchanges for the loaded one, and leave the store as it was.
+
+    In the guest that takes half a minute, and as long again until it is gone.
+    """
+    rule = tree / "root/hole.cil"
+    rule.write_text("(typepermissive svirt_t)\n", "utf-8")
+    kept = {tree / name: tree / "root" / name for name in ("var/lib/selinux", "etc/selinux")}
+    for there, copy in kept.items():
+        copy.parent.mkdir(parents=True)
+        run(["cp", "-a", there, copy])
+    chroot(tree, "semodule", "-n", "-s", _DEFAULT, "-i", "/root/hole.cil")
+    (compiled,) = (tree / f"etc/selinux/{_DEFAULT}/policy").iterdir()
+    compiled.rename(tree / HOLED.relative_to("/"))
+    for there, copy in kept.items():
+        shutil.rmtree(there)
+        copy.rename(there)
+        shutil.rmtree(tree / "root" / copy.relative_to(tree / "root").parts[0])
+    rule.unlink()
+
+
 def chroot(tree: Path, *command: str) -> str:
     """Run a command of the tree in the tree and return its output."""
     # With a /proc, which older tools label through; the mount is the command's own.
@@ -270,8 +293,11 @@ def _configure(tree: Path, policy: str) -> None:
     shutil.copy(_INSIDE / "boot", program)
     for name in _UNITS:
         shutil.copy(_INSIDE / name, tree / "etc/systemd/system")
+    for name in _WHEN_ASKED:
+        (tree / f"etc/systemd/system/multi-user.target.wants/{name}.service").unlink()
     chroot(tree, "systemctl", "-q", "enable", "guest-run.service")
-    chroot(tree, "systemctl", "-q", "mask", *_MASKED)
+    masked = _MASKED if policy == _DEFAULT else (*_MASKED, *_OF_DEFAULT)
+    chroot(tree, "systemctl", "-q", "mask", *masked)
 
 
 def _label(tree: Path, policy: str) -> None:
