@@ -2,17 +2,18 @@
 """What administrators make and use VMs with: virt-install, virsh, and virt-manager's window."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.guest.inside.audit import Audit
+from tests.guest.inside.conftest import systemctl
 from tests.guest.inside.desk import Desk
 from tests.guest.inside.others import virsh
 from tests.guest.inside.vms import categories, process_label
-from tests.support import label, set_label, wait_for
+from tests.support import Client, label, set_label, wait_for
 
 IMAGES: Final = Path("/var/lib/libvirt/images")
 ORIGINAL: Final = "system_u:object_r:virt_image_t:s0"
@@ -28,6 +29,7 @@ _INSTALL: Final = (
     *("--controller=type=scsi,model=virtio-scsi", "--memballoon=none", "--rng=none"),
 )
 _INSTALL_S: Final = 120.0
+_ADOPT_S: Final = 60.0
 
 
 def image(name: str) -> Path:
@@ -77,46 +79,88 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         virsh("net-destroy", "default")
 
 
-def test_virt_install_virsh_and_the_list(desk: Desk, audit: Audit) -> None:
+@pytest.fixture
+def adopting(client: Client, configure: Callable[[str], None]) -> Iterator[None]:
+    """Every domain is adopted when it is defined."""
+    configure('[libvirt]\nadopt = ["*"]\n')
+    systemctl("restart", "svirtd.service")
+    systemctl("start", "svirtd-libvirt.service")
+    yield
+    systemctl("stop", "svirtd-libvirt.service")
+
+
+def adopted(client: Client, name: str) -> str:
+    """Wait until a domain is adopted; returns the label that it has from its next start on."""
+    wait_for(f"{name} is in the book", lambda: name in client.vms(), _ADOPT_S)
+    given = str(client.properties(name)["ProcessContext"])
+    wait_for(
+        "its label is written", lambda: given in virsh("dumpxml", name, "--inactive"), _ADOPT_S
+    )
+    return given
+
+
+def held(client: Client, name: str) -> set[str]:
+    """Return the paths that the book has as a VM's."""
+    return {str(one["path"]) for one in client.properties(name)["Resources"]}
+
+
+def undefined(client: Client, name: str) -> None:
+    """Take a domain away, and wait until svirtd has heard of it."""
+    virsh("undefine", name)
+    wait_for(f"{name} is not in the book", lambda: name not in client.vms(), _ADOPT_S)
+
+
+def test_virt_install_virsh_and_the_list(
+    client: Client, adopting: None, desk: Desk, audit: Audit
+) -> None:
     disk, more, overlay = image("web"), image("more"), IMAGES / "web.snapshot"
     subprocess.run(
         [*_INSTALL, "--name=web", f"--disk={disk},format=raw,bus=scsi"],
         check=True,
         timeout=_INSTALL_S,
     )
+    # It runs before it has a definition: under a set that libvirt has drawn, and the hook let pass.
+    first = Domain("web", disk)
+    first.assert_isolated()
+    label_of_web = adopted(client, "web")
+    assert first.categories != categories(label_of_web)
+    virsh("destroy", "web")
+    first.assert_gone()
+    # Its QEMU has looked for who has started it.
+    audit.leave_out(first.context)
+
+    virsh("start", "web")
     domain = Domain("web", disk)
     domain.assert_isolated()
+    shown = client.properties("web")
+    assert (shown["State"], shown["MainPID"]) == ("running", domain.pid)
+    assert (shown["ProcessContext"], shown["ImageContext"]) == (label_of_web, label(disk))
+    assert domain.context == label_of_web
     desk.wait_for_domain("web", "Running")
     desk.picture("virt-manager")
-    level = domain.context.split(":", 3)[3]
 
     virsh("attach-disk", "web", str(more), "sdb", "--targetbus=scsi", "--live")
-    assert label(more) == f"system_u:object_r:svirt_image_t:{level}"
+    assert label(more) == shown["ImageContext"]
+    wait_for("it is in the book", lambda: str(more) in held(client, "web"), _ADOPT_S)
     virsh("detach-disk", "web", "sdb", "--live")
-    wait_for("the second disk is given back", lambda: label(more) == ORIGINAL)
-
+    wait_for("it is not in the book", lambda: str(more) not in held(client, "web"), _ADOPT_S)
+    assert label(more) == ORIGINAL
     spec = f"--diskspec=sda,snapshot=external,file={overlay}"
     virsh("snapshot-create-as", "web", "s1", "--disk-only", "--no-metadata", spec)
-    assert label(overlay) == f"system_u:object_r:svirt_image_t:{level}"
+    assert label(overlay) == shown["ImageContext"]
     virsh("blockcommit", "web", "sda", "--active", "--pivot", "--wait")
     wait_for("the overlay is given back", lambda: label(overlay) == ORIGINAL)
-    overlay.unlink()
 
     virsh("destroy", "web")
     domain.assert_gone()
+    assert client.properties("web")["State"] == "reserved"
     desk.wait_for_domain("web", "Shutoff")
-    # Its QEMU has looked for who has started it.
     audit.leave_out(domain.context)
-    virsh("start", "web")
-    again = Domain("web", disk)
-    again.assert_isolated()
-    virsh("destroy", "web")
-    again.assert_gone()
-    audit.leave_out(again.context)
-    virsh("undefine", "web")
+    undefined(client, "web")
+    overlay.unlink()
 
 
-def test_virt_managers_wizard(desk: Desk, audit: Audit) -> None:
+def test_virt_managers_wizard(client: Client, adopting: None, desk: Desk, audit: Audit) -> None:
     disk = image("mail")
     desk.click("button", "New")
     desk.click("radio button", "Import existing disk image")
@@ -133,6 +177,7 @@ def test_virt_managers_wizard(desk: Desk, audit: Audit) -> None:
     desk.wait_for_domain("mail", "Running")
     domain = Domain("mail", disk)
     domain.assert_isolated()
+    adopted(client, "mail")
     # It has opened a window with its screen.
     desk.find("menu", "Send Key")
     desk.picture("virt-manager-wizard")
@@ -140,4 +185,4 @@ def test_virt_managers_wizard(desk: Desk, audit: Audit) -> None:
     virsh("destroy", "mail")
     domain.assert_gone()
     audit.leave_out(domain.context)
-    virsh("undefine", "mail")
+    undefined(client, "mail")
