@@ -294,7 +294,9 @@ def _configure(tree: Path, policy: str) -> None:
     for name in _UNITS:
         shutil.copy(_INSIDE / name, tree / "etc/systemd/system")
     for name in _WHEN_ASKED:
-        (tree / f"etc/systemd/system/multi-user.target.wants/{name}.service").unlink()
+        (tree / f"etc/systemd/system/multi-user.target.wants/{name}.service").unlink(
+            missing_ok=True
+        )
     chroot(tree, "systemctl", "-q", "enable", "guest-run.service")
     masked = _MASKED if policy == _DEFAULT else (*_MASKED, *_OF_DEFAULT)
     chroot(tree, "systemctl", "-q", "mask", *masked)
