@@ -132,6 +132,39 @@ def test_more_than_one_name(sandbox: Sandbox, tmp_path: Path) -> None:
     story(tmp_path, work)
 
 
+def test_another_users_file_in_a_tree(sandbox: Sandbox, tmp_path: Path) -> None:
+    """The rule about the owner is for every entry, whoever owns the directory around it."""
+
+    async def work(world: World) -> None:
+        root = world.disk(ANN, "tree")
+        root.unlink()
+        (root / "in").mkdir(parents=True)
+        for name in ("a", "b"):
+            image(root / "in" / name, 1)
+        for path in (root, *root.rglob("*")):
+            os.chown(path, ANN.uid, ANN.gid)
+        os.chown(root / "in" / "b", BEN.uid, ANN.gid)
+        tree = [{"path": Variant("s", str(root)), "recursive": Variant("b", True)}]
+        call = ["Acquire", ACQUIRE, "vm", tree]
+        try:
+            text = await refused(world.call(ANN, *call, {}), REFUSED)
+            assert f"tree/in/b belongs to uid {BEN.uid}" in text
+            assert [label(path) for path in (root, *root.rglob("*"))] == [None] * 4
+
+            asked = world.begin(ANN, *call, lifting("owner"))
+            dialog = await world.agent.shown()
+            assert dialog.action == ANY_FILE
+            await world.agent.allow(dialog)
+            await asked
+            assert ":svirt_image_t:" in str(label(root / "in" / "b"))
+            await world.release(ANN, "vm")
+            assert [label(path) for path in (root, *root.rglob("*"))] == [None] * 4
+        finally:
+            shutil.rmtree(root)
+
+    story(tmp_path, work)
+
+
 def test_no_other_rule_is_lifted(sandbox: Sandbox, tmp_path: Path) -> None:
     async def work(world: World) -> None:
         disk = world.disk(BEN, "a")

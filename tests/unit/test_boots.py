@@ -62,7 +62,11 @@ def test_every_object_with_every_label_that_it_may_carry(db: Database) -> None:
 
 
 def test_numbers_are_exchanged_at_once_and_everywhere(db: Database) -> None:
+    for dev in (5, 6):
+        db.execute("INSERT INTO tree VALUES (?, 12, ?, x'')", [dev, f"in {dev}"])
     boots.renumber(db, {5: 6, 6: 5, 0: 9})
+    trees = dict(db.execute("SELECT dev, label FROM tree").fetchall())
+    assert trees == {6: "in 5", 5: "in 6"}
     paths = {one.path: one.identity for one in boots.objects(db) if one.identity.dev < 9}
     assert paths == {
         "/5/disk": Identity(6, 12),
