@@ -209,7 +209,7 @@ class Openings:
     async def identity(self, caller: Caller, path: str) -> Identity | None:
         """Return what a path leads the caller to, None if nowhere."""
         if caller.uid == 0:
-            return await self._doors.in_file_thread(opener_child.identity, path)
+            return await self._doors.in_file_thread(walk.identity_at, path)
         job = {"do": "identity", "path": path}
         told = (await self._doors.opener.do(account_of(caller), job)).told
         return Identity(*told) if told else None

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from svirtd.core import qcow2, rules
-from svirtd.core.model import Access, Backing, Format, Identity, Kind, ResourceRequest, Terms
+from svirtd.core.model import Access, Backing, Format, Kind, ResourceRequest, Terms
 from svirtd.core.qcow2 import CHAIN_MAX, HEAD_BYTES, Header
 from svirtd.errors import InvalidArgs, ResourceRefused
 from svirtd.host import opening, walk
@@ -119,25 +119,13 @@ def _place(image: str, fd: int, name: str, named: str) -> str:
         return name
     own = os.path.join(os.path.dirname(os.readlink(f"/proc/self/fd/{fd}")), name)
     given = os.path.join(os.path.dirname(image), name)
-    if own != given and _identity(own) != _identity(given):
+    if own != given and walk.identity_at(own) != walk.identity_at(given):
         raise ResourceRefused(
             f"{named} lies over {name!r}, and is reached by a link, from whose folder that would "
             "be another file: name the image by its own path, or give it an absolute name "
             "(qemu-img rebase -u -b /PATH -F FORMAT IMAGE)"
         )
     return given
-
-
-def _identity(path: str) -> Identity | None:
-    try:
-        held = walk.hold(path)
-    except OSError as error:
-        refuse_scarcity(error)
-        return None
-    try:
-        return walk.facts(held).identity
-    finally:
-        os.close(held)
 
 
 def _open(kernel: Kernel, path: str, access: Access, named: str) -> int:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn
 
-from svirtd.core.model import Access, Format, Identity, ResourceRequest, Terms
+from svirtd.core.model import Access, Format, ResourceRequest, Terms
 from svirtd.errors import InvalidArgs, LimitsExceeded, ResourceRefused, SvirtError
 from svirtd.host import chains, credentials, opening, walk
 from svirtd.host.chains import Member
@@ -93,7 +93,7 @@ def do(kernel: Kernel, job: dict[str, Any], passed: Sequence[int]) -> tuple[list
         case "command":
             return [], [command_label(kernel, job["path"])]
         case "identity":
-            found = identity(job["path"])
+            found = walk.identity_at(job["path"])
             return [], [] if found is None else [found.dev, found.ino]
         case "connect":
             with socket.socket(fileno=passed[0]) as stream:
@@ -168,19 +168,6 @@ def command_label(kernel: Kernel, path: str) -> str | None:
     finally:
         if held >= 0:
             os.close(held)
-
-
-def identity(path: str) -> Identity | None:
-    """Return what a path leads to; None if that cannot be known."""
-    try:
-        held = walk.hold(path)
-    except OSError as error:
-        refuse_scarcity(error)
-        return None
-    try:
-        return walk.facts(held).identity
-    finally:
-        os.close(held)
 
 
 def connect(kernel: Kernel, folder: str, name: str, label: str, stream: socket.socket) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 from svirtd.core import nodes
 from svirtd.core.filesystems import Labels, Mount, may_hang, problem
 from svirtd.core.model import Identity
+from svirtd.host.scarcity import refuse_scarcity
 
 _SYS_OPENAT2: Final = 437
 _AT_FDCWD: Final = -100
@@ -281,6 +282,19 @@ def walk(path: str, links: Links = Links.ALL) -> int:
         os.close(here)
         raise
     return here
+
+
+def identity_at(path: str) -> Identity | None:
+    """Return what a path leads to; None if that cannot be known. Raises LimitsExceeded."""
+    try:
+        held = hold(path)
+    except OSError as error:
+        refuse_scarcity(error)
+        return None
+    try:
+        return facts(held).identity
+    finally:
+        os.close(held)
 
 
 def _step(here: int, name: str, *, last: bool) -> int:

@@ -145,7 +145,7 @@ def test_another_users_file_in_a_tree(sandbox: Sandbox, tmp_path: Path) -> None:
             os.chown(path, ANN.uid, ANN.gid)
         os.chown(root / "in" / "b", BEN.uid, ANN.gid)
         tree = [{"path": Variant("s", str(root)), "recursive": Variant("b", True)}]
-        call = ["Acquire", ACQUIRE, "vm", tree]
+        call: list[Any] = ["Acquire", ACQUIRE, "vm", tree]
         try:
             text = await refused(world.call(ANN, *call, {}), REFUSED)
             assert f"tree/in/b belongs to uid {BEN.uid}" in text
