@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,15 @@ def labels(root: Path) -> set[str]:
     }
 
 
+def opened_by(pid: int) -> set[str]:
+    """What a process has open at about this time."""
+    found = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(one))
+    return found
+
+
 def test_a_vm_uses_its_own_tree_and_no_other(
     client: Client, audit: Audit, trees: tuple[Path, Path]
 ) -> None:
@@ -68,7 +78,7 @@ def test_qemu_shares_a_tree_with_its_guest(client: Client, trees: tuple[Path, Pa
     share += ["-device", "virtio-9p-pci,fsdev=share,mount_tag=share"]
     argv = [QEMU, "-machine", "pc", "-nodefaults", "-display", "none", "-m", "32", *share]
     client.call("Launch", "sasaa{sv}a{sv}", "share", argv, [tree(own)], {})
-    opened = Path(f"/proc/{client.properties('share')['MainPID']}/fd")
-    wait_for("QEMU has it open", lambda: str(own) in map(os.readlink, opened.iterdir()), 60)
+    pid = client.properties("share")["MainPID"]
+    wait_for("QEMU has it open", lambda: str(own) in opened_by(pid), 60)
     client.release("share")
     assert labels(own) == {ORIGINAL}
