@@ -35,6 +35,7 @@ async def watch(client: LibvirtCalls, libvirt: Libvirt) -> None:
     libvirt.listen(hears)
     for name in libvirt.names():
         await _try(name, _defined(client, libvirt, name))
+        await _try(name, _changed(client, libvirt, name))
     while True:
         try:
             async with asyncio.timeout(_INTERVAL_S):
