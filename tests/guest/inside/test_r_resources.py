@@ -210,7 +210,7 @@ def fat(path: Path) -> Path:
 @contextmanager
 def mounted(*what: str | Path) -> Iterator[Path]:
     place = FOLDER / "mounted"
-    place.mkdir(exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
     run("mount", *what, place)
     try:
         yield place
