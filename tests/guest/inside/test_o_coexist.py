@@ -26,6 +26,7 @@ PAIRS: Final = frozenset(
 )
 DRAWS: Final = 200
 AT_ONCE: Final = 20
+_PAUSE_S: Final = 3.0
 
 
 def free(foreign: list[frozenset[int]]) -> set[frozenset[int]]:
@@ -117,6 +118,8 @@ class Coming:
                 one = Container("coming")
                 self.seen.add(one.categories)
                 one.end()
+                # Each costs the machine more than all the draws meanwhile.
+                self._stop.wait(_PAUSE_S)
         except BaseException as error:  # noqa: BLE001 -- raised by stop()
             self.error = error
 
