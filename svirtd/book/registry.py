@@ -320,11 +320,6 @@ def any_nameless(db: Database) -> bool:
     return db.execute("SELECT 1 FROM hold WHERE name = '' LIMIT 1").fetchone() is not None
 
 
-def set_part_of(db: Database, vm: VM, number: int, name: str) -> None:
-    """Write under which resource of a VM another one lies."""
-    db.execute("UPDATE hold SET part_of = ? WHERE rank = ? AND number = ?", [name, vm.rank, number])
-
-
 def holds_of(db: Database, vm: VM) -> list[Hold]:
     """Return what a VM holds, in the order in which it was asked for."""
     return [_hold(r) for r in db.execute(f"{_HOLD} WHERE h.rank = ? ORDER BY h.number", [vm.rank])]

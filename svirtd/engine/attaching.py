@@ -103,16 +103,20 @@ def begin(
     _refuse_ids(before, seen[0], top)
     sets = _sets(db, doors, asked, vm, seen, others)
     decisions = _planned(db, doors, asked, vm, fresh, sets)
+    first = max((hold.number for hold in before.holds), default=-1) + 1
+    gained: tuple[Hold, ...] = ()
     if top is not None and _differs(top, seen[0], replaced):
         decisions.insert(0, _changed(db, doors, asked, (top, seen[0]), sets))
+    elif top is not None and top.part_of:
+        # Asked for by itself, it is there for no other's sake any more.
+        gained = (replace(top, part_of="", number=first),)
     if replaced is not None and kept:
         decisions.append(_changed(db, doors, asked, (replaced.hold, found[-1]), sets))
-    first = max((hold.number for hold in before.holds), default=-1) + 1
-    gained = holds_for(vm, decisions, first, {hold.name for hold in before.holds})
+    names = {hold.name for hold in before.holds}
+    gained += holds_for(vm, decisions, first + len(gained), names)
     got = next((one for one in gained if one.identity == seen[0].identity), top)
     if got is None:
         raise ValueError("what was asked for is neither held nor got")
-    changed = [own[one.identity] for one in gained if one.identity in own]
     stay = {one.identity for one in seen}
     leaving = [one for one in _leaving(replaced) if one.identity not in stay]
     under = {one.identity for one in seen[1:]}
@@ -121,10 +125,11 @@ def begin(
     if replaced is not None and replaced.keeps:
         under.add(replaced.hold.identity)
         tops.add(replaced.hold.part_of)
-    _belong(db, before, got, under, tops)
     gained = tuple(
         replace(one, part_of=got.name if one.identity in under else "") for one in gained
     )
+    gained += _belonging(before, gained, got, under, tops)
+    changed = [own[one.identity] for one in gained if one.identity in own]
     steps = [] if vm.labeller is Labeller.LIBVIRT else [d.step for d in decisions if d.step]
     steps += attached.steps_back(db, vm, leaving, guesses)
     gone = (*changed, *leaving)
@@ -260,7 +265,9 @@ def _changed(
         target=target,
         original=own.original,
         original_known=own.original_known,
-        step=Step(own.identity, own.path, old=own.label, new=target),
+        # Where it was found just now: it may have another name than when the VM got it, and what
+        # is to be taken back must be found again.
+        step=Step(own.identity, seen.path, old=own.label, new=target),
     )
 
 
@@ -295,18 +302,27 @@ def _differs(own: Hold, seen: Seen, replaced: Replaced | None) -> bool:
     return False
 
 
-def _belong(
-    db: Database, before: Entry, got: Hold, under: Collection[Identity], tops: Collection[str]
-) -> None:
-    """Say of what stays as it is under what is got for whose sake the VM has it from now on.
+def _belonging(
+    before: Entry,
+    gained: Sequence[Hold],
+    got: Hold,
+    under: Collection[Identity],
+    tops: Collection[str],
+) -> tuple[Hold, ...]:
+    """Return what stays as it is under what is got, with for whose sake the VM has it from now on.
 
-    `tops` are the ids of those for whose sake it was there.
+    `tops` are the ids of those for whose sake it was there. As with another access, each is a row
+    of its own until all is done: what is undone is again there for whose sake it was.
     """
+    number = max((hold.number for hold in (*before.holds, *gained)), default=-1) + 1
+    there = {one.identity for one in gained} | {got.identity}
+    moved: list[Hold] = []
     for hold in before.holds:
-        if hold.identity not in under or hold.identity == got.identity:
+        if hold.identity not in under or hold.identity in there or hold.part_of == got.name:
             continue
         if hold.part_of in tops:
-            registry.set_part_of(db, before.vm, hold.number, got.name)
-        elif hold.part_of not in ("", got.name):
+            moved.append(replace(hold, part_of=got.name, number=number + len(moved)))
+        elif hold.part_of:
             # Two lie over it now: it ends with neither.
-            registry.set_part_of(db, before.vm, hold.number, "")
+            moved.append(replace(hold, part_of="", number=number + len(moved)))
+    return tuple(moved)

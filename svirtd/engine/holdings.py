@@ -41,7 +41,13 @@ class Holdings:
         try:
             await doors.in_file_thread(apply.label, doors.kernel, to_get, opened)
             goal = doors.goals.named(operation.vm.goal)
-            gained = tuple(await self._holds(operation.vm, operation.gained))
+            there = {one.seen.identity for one in opened}
+            gained = tuple(
+                # What only lies elsewhere now has the digest of when the VM got it.
+                one
+                for one in await self._holds(operation.vm, operation.gained)
+                if one.identity in there and not one.digest
+            )
             await self._operations.take_digests(goal, Entry(operation.vm, gained), opened)
             await self._finish(operation, to_lose, cause)
         except Undone as undone:
@@ -127,10 +133,11 @@ class Holdings:
         before = Entry(vm, tuple(await self._holds(vm, without=operation.gained)))
         leaving = [one for one in before.holds if one.number in operation.left]
         gained = await self._holds(vm, operation.gained)
-        there = {one.identity for one in gained}
+        there = {one.identity: one.digest for one in gained}
         gone = [one for one in leaving if one.identity not in there]
         # While the label still keeps others out: afterwards it would prove nothing.
-        altered = await doors.digests.compare(vm, leaving)
+        proven = [one for one in leaving if there.get(one.identity, "") != one.digest]
+        altered = await doors.digests.compare(vm, proven)
         await self._devices.set(vm, gained, gained)
         outcomes = await self._operations.take(to_lose)
         stuck = [one for one in outcomes if one.fate is Fate.FAILED]

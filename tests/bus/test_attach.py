@@ -268,6 +268,55 @@ def test_a_snapshot_and_its_commit(client: Client, vm: str, disks: list[Path]) -
     assert (label(disks[0]), label(disks[1])) == (own(client), None)
 
 
+def below(client: Client) -> dict[str, str]:
+    """For whose sake the VM has what it has for another's sake, by id."""
+    found = client.properties("vm")["Resources"]
+    return {one["id"]: one["part-of"] for one in found if "part-of" in one}
+
+
+def test_a_snapshot_that_fails_leaves_no_trace(client: Client, vm: str, disks: list[Path]) -> None:
+    """The disk is nobody's base then: it does not go with what gets the overlay's id later."""
+    over = {"replaces": Variant("s", "r1"), "keep": Variant("s", "readonly")}
+    with immutable(disks[0]):
+        assert refused(client, disks[1], access="", options=over).name.endswith("LabelRefused")
+    assert (held(client), below(client)) == ({"r1": ("a.img", "exclusive")}, {})
+    assert attach(client, disks[1]) == "r2"
+    detach(client, "r2")
+    assert held(client) == {"r1": ("a.img", "exclusive")}
+    assert label(disks[0]) == own(client)
+
+
+def test_a_base_that_is_asked_for_is_there_for_itself(
+    client: Client, vm: str, disks: list[Path]
+) -> None:
+    """An overlay is given up, and its base is only read on."""
+    over = {"replaces": Variant("s", "r1"), "keep": Variant("s", "readonly")}
+    attach(client, disks[1], access="", options=over)
+    assert below(client) == {"r1": "r2"}
+    instead = {"replaces": Variant("s", "r2")}
+    assert attach(client, disks[0], access="readonly", options=instead) == "r1"
+    assert (held(client), below(client)) == ({"r1": ("a.img", "readonly")}, {})
+    # Another one of that id has nothing to do with it.
+    attach(client, disks[2], id=Variant("s", "r2"))
+    detach(client, "r2")
+    assert held(client) == {"r1": ("a.img", "readonly")}
+
+
+def test_an_access_changed_under_another_name_is_taken_back(
+    client: Client, vm: str, disks: list[Path]
+) -> None:
+    attach(client, disks[1])
+    moved = disks[1].with_name("moved.img")
+    os.rename(disks[1], moved)
+    instead = {"replaces": Variant("s", "r1")}
+    with immutable(disks[0]):
+        error = refused(client, moved, access="readonly", options=instead)
+    assert error.name.endswith("Drift")
+    assert held(client) == {"r1": ("a.img", "exclusive"), "r2": ("b.img", "exclusive")}
+    assert label(moved) == own(client)
+    os.rename(moved, disks[1])
+
+
 def test_what_lies_under_an_image_goes_with_it(client: Client, vm: str, disks: list[Path]) -> None:
     lying_over(disks[2], disks[1])
     image_: dict[str, Any] = {"format": Variant("s", "qcow2"), "backing": Variant("s", "private")}
