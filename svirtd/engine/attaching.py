@@ -18,6 +18,7 @@ from svirtd.core.ids import holds_for
 from svirtd.core.mcs import parse_context
 from svirtd.core.model import (
     VM,
+    Access,
     Caller,
     Hold,
     Identity,
@@ -249,13 +250,12 @@ def _changed(
     lease = seen.terms if seen.terms.until_us else own
     terms = replace(seen.terms, id=own.name, until_us=lease.until_us, at_end=lease.at_end)
     before = replace(seen, label=own.original, terms=terms)
-    # What the VM is to lose, nobody has asked to get: it is the VM's, whoever's the file is.
+    # What the VM is to lose, nobody has asked to get: it is the VM's, whoever's the file is. What
+    # lets in other VMs is a request as any other.
+    loses = seen.access is Access.READONLY and not seen.terms.group
     everything = Asker(0, frozenset(Override), vm.labeller)
-    asker = (
-        Asker(asked.caller.uid, asked.request.overrides, vm.labeller)
-        if seen.access.writes
-        else everything
-    )
+    own_rights = Asker(asked.caller.uid, asked.request.overrides, vm.labeller)
+    asker = everything if loses else own_rights
     (decision,) = _decided(doors, asked, vm, [before], Snapshot(), sets, asker)
     target = decision.target
     if vm.labeller is Labeller.LIBVIRT and seen.label is not None:

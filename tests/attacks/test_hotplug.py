@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Strangers who attach and detach: another's VM, a race with its end, swapped links."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,22 @@ def test_a_file_of_somebody_else(arena: Arena, ann: Account, ben: Account) -> No
     assert "bens" not in refused.text
     assert label(theirs) == before
     other.release("bens")
+    owner.release("anns")
+
+
+def test_what_is_somebody_elses_by_now(arena: Arena, ann: Account, ben: Account) -> None:
+    """Her VM has it, and may lose the right to write it; every VM's it is not hers to make."""
+    owner, disk = arena.stranger(ann), arena.disk(ann)
+    owner.acquire("anns", disk)
+    os.chown(disk, ben.uid, ben.gid)
+    disk.chmod(0o644)
+    (public,) = resources(disk, access="public")
+    refused = owner.error("Attach", ATTACH, public, {}, path=PATH, interface=VM)
+    assert refused.name.endswith("ResourceRefused")
+    assert "only its owner may have a file labelled" in refused.text
+    (readonly,) = resources(disk, access="readonly")
+    owner.call("Attach", ATTACH, readonly, {}, path=PATH, interface=VM)
+    assert "virt_content_t:s0:c" in (label(disk) or "")
     owner.release("anns")
 
 
