@@ -6,10 +6,11 @@ instead, unless it insists: a history of refusals would say little. Which steps 
 depends on what came before, or a history that ends at a fail point could not be drawn again.
 """
 
+import copy
 import os
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from svirtd.failpoints import Point
 from tests.crash import model
 from tests.crash.histories_run import FILES, USER_HOME, VIRT_IMAGE, Run, Stage
-from tests.crash.model import Want
+from tests.crash.model import Attach, Want
 
 NAMES: Final = (*FILES, "g0", "g1")
 VMS: Final = ("a", "b", "c", "d")
@@ -113,6 +114,19 @@ class Groups:
     cut: str
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A VM that is up gets one more file, or loses one; `resource` is the N-th that it has."""
+
+    what: str
+    vm: str
+    want: Want
+    id: str
+    resource: int
+    insist: bool
+    cut: str
+
+
 # Each with the group that shares it.
 _ACCESSES: Final = (
     ("group", "g"),
@@ -129,17 +143,14 @@ _names = st.sampled_from((*FILES, *NAMES))
 _vms = st.sampled_from(VMS)
 # In the middle: the ends of a range are drawn more often.
 _insist = st.sampled_from([False] * 5 + [True] + [False] * 6)
-_wants = st.lists(
-    st.builds(
-        lambda folder, name, access, fd: Want(f"{folder}/{name}", access[0], fd, access[1]),
-        st.sampled_from(["disks", "disks", "view"]),
-        _names,
-        st.sampled_from(_ACCESSES),
-        st.sampled_from([False, False, False, True]),
-    ),
-    min_size=1,
-    max_size=3,
-).map(tuple)
+_want = st.builds(
+    lambda folder, name, access, fd: Want(f"{folder}/{name}", access[0], fd, access[1]),
+    st.sampled_from(["disks", "disks", "view"]),
+    _names,
+    st.sampled_from(_ACCESSES),
+    st.sampled_from([False, False, False, True]),
+)
+_wants = st.lists(_want, min_size=1, max_size=3).map(tuple)
 # Where a daemon is to end: at the N-th time that it reaches a point.
 _deaths = st.builds(
     "{}@{}=kill".format, st.sampled_from([str(point) for point in Point]), st.integers(1, 6)
@@ -156,10 +167,25 @@ _asks = st.builds(
     _insist,
     _cuts,
 )
+_changes = st.builds(
+    Change,
+    st.sampled_from(
+        ["attach", "replace", "keep", "attach", "detach", "keep alike", "replace alike"]
+    ),
+    _vms,
+    _want,
+    st.sampled_from(["", "", "", "r2", "x"]),
+    st.integers(0, 3),
+    st.sampled_from([False, False, True, False]),
+    _cuts,
+)
 steps = st.one_of(
     _asks,
     _asks,
     _asks,
+    _changes,
+    _changes,
+    _changes,
     st.builds(GiveBack, st.sampled_from(["Release", "Release", "Forget"]), _vms, _insist, _cuts),
     st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts),
     st.builds(
@@ -201,9 +227,11 @@ class Histories(RuleBasedStateMachine):
 
     @rule(it=steps)
     def step(
-        self, it: Ask | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
+        self, it: Ask | Change | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
     ) -> None:
         match it:
+            case Change():
+                self._change(it)
             case Groups():
                 self._groups(it)
             case Ask():
@@ -301,6 +329,51 @@ class Histories(RuleBasedStateMachine):
                 slot=it.slot,
                 foretold=foretold,
             )
+
+    def _change(self, it: Change) -> None:
+        self._serve(it.cut)
+        if not self._up(it) and not it.insist:
+            what = "Launch" if it.resource % 2 else "Acquire"
+            wants = (it.want, *(Want(f"disks/{name}", "exclusive") for name in FILES))
+            wants = wants[: 1 + it.resource]
+            self._ask(Ask(what, it.vm, wants, persistent=False, slot=None, insist=False, cut=""))
+        vms, fitting = self.run.world.vms, self._up(it)
+        if not fitting and not it.insist:
+            return
+        vm = self._one_of(it.vm, fitting, insist=it.insist)
+        holds = vms[vm].holds if vm in vms else ()
+        old = holds[it.resource % len(holds)] if holds else None
+        if it.what == "detach":
+            self.run.detach(vm, old.id if old is not None else "r1")
+            return
+        want, asked = it.want, Attach(it.want, it.id)
+        if it.what != "attach" and old is not None:
+            keeps, alike = it.what.startswith("keep"), it.what.endswith("alike")
+            if alike:
+                want = replace(want, access=old.access, group=old.group)
+            asked = Attach(want, it.id, old.id, keeps, alike)
+        self.run.attach(vm, asked if it.insist else self._attachable(vm, asked))
+
+    def _up(self, it: Change) -> list[str]:
+        """The VMs that can get one more resource, or have one that can be lost."""
+        vms = self.run.world.vms.values()
+        some = it.what != "attach"
+        up = [vm for vm in vms if vm.state in ("labelled", "running")]
+        return [vm.name for vm in up if vm.holds or not some]
+
+    def _attachable(self, vm: str, asked: Attach) -> Attach:
+        """What was drawn; if that would be refused, as near to it as there is something."""
+        want, groups = asked.want, sorted(self.run.world.vms[vm].groups)
+        if want.group and want.group not in groups:
+            group = groups[0] if groups else ""
+            want = replace(want, access=want.access if group else "exclusive", group=group)
+        folder = want.path.partition("/")[0]
+        for name in (want.path.partition("/")[2], *NAMES):
+            for id_ in (asked.id, ""):
+                one = replace(asked, want=replace(want, path=f"{folder}/{name}"), id=id_)
+                if not copy.deepcopy(self.run.world).attach(vm, one)[0]:
+                    return one
+        return asked
 
     def _give_back(self, it: GiveBack) -> None:
         self._serve(it.cut)

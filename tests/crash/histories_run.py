@@ -22,7 +22,7 @@ from tests.crash import histories_book as book
 from tests.crash import model
 from tests.crash.histories_disks import Disks
 from tests.crash.histories_seen import POOL, expected, seen
-from tests.crash.model import Finding, Guest, Want, World, categories
+from tests.crash.model import Attach, Finding, Guest, Want, World, categories
 from tests.support import MANAGER, PROPERTIES, VM, Client, Daemon, svirt_units, unwrap, wait_for
 from tests.zygote import Zygote
 
@@ -274,6 +274,35 @@ class Run:
         errors = after.release(name)
         with self.maybe_dying(lambda: [after]):
             self._answer(errors, "Release", "sa{sv}", name, {})
+            self.world = after
+
+    def attach(self, name: str, asked: Attach) -> None:
+        """Attach a file to a VM, or what can only be refused."""
+        after = copy.deepcopy(self.world)
+        errors, id_ = after.attach(name, asked)
+        options = {"replaces": asked.replaces, "keep": "readonly" if asked.keeps else ""}
+        told = {key: Variant("s", value) for key, value in options.items() if value}
+        with self.maybe_dying(lambda: [after]), self._passed([asked.want]) as ((resource,), fds):
+            if asked.id:
+                resource["id"] = Variant("s", asked.id)
+            for key in ("access", "group") if asked.alike else ():
+                resource.pop(key, None)
+            where = {"path": f"/org/svirt1/vm/{name}", "interface": VM}
+            found = self._answer(errors, "Attach", "a{sv}a{sv}", resource, told, fds=fds, **where)
+            self.world = after
+            if found is not None:
+                assert found == [id_]
+                what = "kept" if asked.keeps else "replaced" if asked.replaces else "attached"
+                figures[what] += 1
+
+    def detach(self, name: str, id_: str) -> None:
+        """Detach a resource from a VM, or one that it has not."""
+        after = copy.deepcopy(self.world)
+        errors = after.detach(name, id_)
+        with self.maybe_dying(lambda: [after]):
+            where = {"path": f"/org/svirt1/vm/{name}", "interface": VM}
+            if self._answer(errors, "Detach", "sa{sv}", id_, {}, **where) is not None:
+                figures["detached"] += 1
             self.world = after
 
     def forget(self, name: str) -> None:

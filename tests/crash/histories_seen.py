@@ -62,12 +62,17 @@ def _vm(vm: Guest, disks: Disks, groups: Mapping[str, int]) -> dict[str, Any]:
 
 
 def _hold(hold: Hold, disks: Disks) -> dict[str, str]:
-    return {
+    shown = {
+        "id": hold.id,
         "path": disks.path(hold.path),
         "access": hold.access,
         "context": hold.label,
         "original": hold.original or "",
-    } | ({"group": hold.group} if hold.group else {})
+        "group": hold.group,
+        "part-of": hold.part_of,
+    }
+    optional = ("group", "part-of")
+    return {key: value for key, value in shown.items() if value or key not in optional}
 
 
 def seen(

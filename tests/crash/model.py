@@ -77,8 +77,21 @@ class Want:
 
 
 @dataclass(frozen=True, slots=True)
+class Attach:
+    """A file for a VM that is up: under this id, in place of that one, which is handed back or,
+    with `keeps`, stays under it and is only read. `alike`: the access is not said."""
+
+    want: Want
+    id: str = ""
+    replaces: str = ""
+    keeps: bool = False
+    alike: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Hold:
-    """One VM's use of one file, by the path that it was asked for."""
+    """One VM's use of one file, by the path that it was asked for. `part_of`: the id of that for
+    whose sake the VM has it; `number`: above those of what the VM had before."""
 
     ino: int
     path: str
@@ -86,6 +99,9 @@ class Hold:
     label: str
     original: str | None
     group: str = ""
+    id: str = ""
+    number: int = 0
+    part_of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,16 +270,7 @@ class World:
             assert vm.pair in self.free(), f"{text(vm.pair)} was handed out and is not free"
         else:
             assert (known.pair, known.id) == (vm.pair, vm.id), f"{vm.name} kept not pair and Id"
-        holds = []
-        for want in wants:
-            file = self.at(want.path)
-            assert file is not None
-            others = self.holders(file.ino)
-            original = others[0][1].original if others else file.label
-            label = self.target(want, vm.pair)
-            holds.append(Hold(file.ino, want.path, want.access, label, original, want.group))
-            if not others:
-                file.label, file.theirs = label, False
+        holds = [self.take(vm, want, f"r{number + 1}", number) for number, want in enumerate(wants)]
         persistent = vm.persistent or (known is not None and known.persistent)
         lasting = known.lasting if known is not None else frozenset()
         groups = lasting | {want.group for want in wants if want.group}
@@ -276,6 +283,17 @@ class World:
             groups=groups,
             lasting=lasting,
         )
+
+    def take(self, vm: Guest, want: Want, id_: str, number: int) -> Hold:
+        """Label a file for a VM that does not have it yet."""
+        file = self.at(want.path)
+        assert file is not None
+        others = self.holders(file.ino)
+        original = others[0][1].original if others else file.label
+        label = self.target(want, vm.pair)
+        if not others:
+            file.label, file.theirs = label, False
+        return Hold(file.ino, want.path, want.access, label, original, want.group, id_, number)
 
     # -- Release, Forget, the ends of units and callers --------------------------------------
 
@@ -292,14 +310,35 @@ class World:
         if any(fate == "failed" for _, fate in fates):
             self.vms[name] = replace(vm, state="failed")
             return {DRIFT}
+        self._suspect(vm, fates)
+        self._end(vm)
+        return set()
+
+    def lose(self, vm: Guest, holds: Sequence[Hold]) -> bool:
+        """Give back a part of what a VM holds, and tell of it; False, and it keeps all of it, if
+        one of them cannot be."""
+        stuck = [hold for hold in holds if self._fate(vm, hold) == "failed"]
+        if stuck:
+            # What somebody else has given back already comes back with the rest.
+            for hold in holds:
+                file = self.at(hold.path)
+                alone = all(other.name == vm.name for other, _ in self.holders(hold.ino))
+                back = file is not None and file.ino == hold.ino and file.label == hold.original
+                if file is not None and alone and back and self.writable(hold.path):
+                    file.label, file.theirs = hold.label, False
+            return False
+        fates = [(hold, self._give_back(vm, hold)) for hold in holds]
+        self.findings += [Finding(fate, vm.name, h.path) for h, fate in fates if fate]
+        self._suspect(vm, fates)
+        return True
+
+    def _suspect(self, vm: Guest, fates: Sequence[tuple[Hold, str]]) -> None:
         self.suspects += [
             Suspect(tuple(sorted(carried)), h.path, h.ino, h.label, h.original)
             for carried in (vm.pair, *(frozenset({self.groups[one]}) for one in vm.groups))
             for h, fate in fates
             if fate and self._may_carry(carried, h, fate)
         ]
-        self._end(vm)
-        return set()
 
     def forget(self, name: str) -> set[str]:
         """Free a reservation; returns the errors of which one must be met."""
@@ -326,6 +365,13 @@ class World:
 
     def _give_back(self, vm: Guest, hold: Hold) -> str:
         """Give one label back; returns what is to be reported, empty for nothing."""
+        fate, file = self._fate(vm, hold), self.at(hold.path)
+        alone = all(other.name == vm.name for other, _ in self.holders(hold.ino))
+        if not fate and alone and file is not None and file.label != hold.original:
+            file.label, file.theirs = hold.original, True
+        return fate
+
+    def _fate(self, vm: Guest, hold: Hold) -> str:
         if any(other.name != vm.name for other, _ in self.holders(hold.ino)):
             return ""
         file = self.at(hold.path)
@@ -337,16 +383,147 @@ class World:
             return ""
         if file.label != hold.label:
             return "changed"
-        if not self.writable(hold.path):
-            return "failed"
-        file.label, file.theirs = hold.original, True
-        return ""
+        return "" if self.writable(hold.path) else "failed"
 
     def _may_carry(self, carried: Pair, hold: Hold, fate: str) -> bool:
         if not carried <= categories(hold.label):
             return False
         file = self.at(hold.path)
         return fate != "changed" or (file is not None and carried <= categories(file.label))
+
+    # -- Attach, Detach ---------------------------------------------------------------------
+
+    def attach(self, name: str, asked: Attach) -> tuple[set[str], str]:
+        """Label one more file for a VM that is up; returns the errors of which one must be met, or
+        the id that the VM has it by."""
+        vm, want = self.vms.get(name), asked.want
+        if vm is None:
+            return {GONE}, ""
+        old = self._called(vm, asked.replaces)
+        errors = set() if old is not None or not asked.replaces else {TWICE}
+        if vm.state not in ("labelled", "running"):
+            errors.add(FAILED)
+        file = self.at(want.path)
+        if file is None or self.cannot_open(want):
+            return errors | {REFUSED}, ""
+        own = next((hold for hold in vm.holds if hold.ino == file.ino), None)
+        errors |= self._against_group(vm, want)
+        if not errors:
+            errors |= self._against_id(vm, own, asked.id)
+            errors |= self._against_attaching(vm, asked, own, old)
+        kept = old if asked.keeps else None
+        if not errors and kept is not None and kept.access in ("exclusive", "group"):
+            errors |= self._against_another(vm, kept, Want(kept.path, "readonly"))
+        if errors:
+            return errors, ""
+        leaving = self._with_parts(vm, old) if old is not None and kept is None else []
+        leaving = [hold for hold in leaving if hold.ino != file.ino]
+        if not self.lose(vm, leaving):
+            return {DRIFT}, ""
+        got = self._get(vm, asked, own)
+        gained = [got]
+        if kept is not None:
+            gained.append(self._read_only(vm, kept, got))
+        gone = {hold.id for hold in (*leaving, *gained)}
+        stay = tuple(hold for hold in vm.holds if hold.id not in gone)
+        holds = sorted((*stay, *gained), key=lambda hold: hold.number)
+        self.vms[name] = replace(vm, holds=tuple(holds))
+        return set(), got.id
+
+    def detach(self, name: str, id_: str) -> set[str]:
+        """Give back one resource of a VM that is up, with what it has for its sake alone."""
+        vm = self.vms.get(name)
+        if vm is None:
+            return {GONE}
+        top = self._called(vm, id_)
+        if top is None:
+            return {TWICE}
+        if vm.state not in ("labelled", "running"):
+            return {FAILED}
+        leaving = self._with_parts(vm, top)
+        if not self.lose(vm, leaving):
+            return {DRIFT}
+        stay = tuple(hold for hold in vm.holds if hold not in leaving)
+        self.vms[name] = replace(vm, holds=stay)
+        return set()
+
+    def _called(self, vm: Guest, id_: str) -> Hold | None:
+        return next((hold for hold in vm.holds if hold.id == id_), None)
+
+    def _with_parts(self, vm: Guest, top: Hold) -> list[Hold]:
+        found = [top]
+        for one in found:
+            found += [hold for hold in vm.holds if hold.part_of == one.id and hold not in found]
+        return found
+
+    def _against_group(self, vm: Guest, want: Want) -> set[str]:
+        if not want.group or want.group in vm.groups:
+            return set()
+        return {REFUSED} if want.group in self.groups else {NO_GROUP}
+
+    def _against_id(self, vm: Guest, own: Hold | None, id_: str) -> set[str]:
+        if own is not None:
+            return {TWICE} if id_ not in ("", own.id) else set()
+        return {TWICE} if self._called(vm, id_) is not None else set()
+
+    def _against_attaching(
+        self, vm: Guest, asked: Attach, own: Hold | None, old: Hold | None
+    ) -> set[str]:
+        want = asked.want
+        if own is None:
+            against = self.against(want)
+            return against or ({NO_LABEL} if self.cannot_label(want, vm.pair) else set())
+        if own == old:
+            return {TWICE}
+        if (own.access, own.group) != (want.access, want.group):
+            return self._against_another(vm, own, want)
+        return set() if old is not None else {BUSY}
+
+    def _against_another(self, vm: Guest, own: Hold, want: Want) -> set[str]:
+        """Return what stands against another access to what a VM has."""
+        file = self.at(want.path)
+        if file is None or file.ino != own.ino:
+            return {REFUSED}
+        if any(other.name != vm.name for other, _ in self.holders(own.ino)):
+            return {BUSY}
+        if file.label != own.label:
+            return {REFUSED}
+        # Other names that it has got since keep nobody from taking the right to write away.
+        loses = want.access == "readonly" and not want.group
+        if not loses and len(file.names) > 1:
+            return {REFUSED}
+        return set() if self.writable(want.path) else {NO_LABEL}
+
+    def _get(self, vm: Guest, asked: Attach, own: Hold | None) -> Hold:
+        number = self._number(vm)
+        if own is None:
+            taken = {hold.id for hold in vm.holds}
+            made = (f"r{above}" for above in range(number + 1, number + len(taken) + 2))
+            id_ = asked.id or next(one for one in made if one not in taken)
+            return self.take(vm, asked.want, id_, number)
+        want = asked.want
+        if (own.access, own.group) == (want.access, want.group):
+            # Named by itself, it is there for no other's sake.
+            return replace(own, part_of="", number=number) if own.part_of else own
+        return self._changed(vm, own, want, number)
+
+    def _read_only(self, vm: Guest, kept: Hold, got: Hold) -> Hold:
+        number = max(self._number(vm), got.number + 1)
+        if kept.access in ("exclusive", "group"):
+            kept = self._changed(vm, kept, Want(kept.path, "readonly"), number)
+        return replace(kept, part_of=got.id, number=number)
+
+    def _changed(self, vm: Guest, own: Hold, want: Want, number: int) -> Hold:
+        file, label = self.at(want.path), self.target(want, vm.pair)
+        assert file is not None
+        file.label, file.theirs = label, False
+        return Hold(
+            own.ino, want.path, want.access, label, own.original, want.group, own.id, number
+        )
+
+    @staticmethod
+    def _number(vm: Guest) -> int:
+        return max((hold.number for hold in vm.holds), default=-1) + 1
 
     # -- groups -----------------------------------------------------------------------------
 

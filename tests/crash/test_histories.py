@@ -51,3 +51,5 @@ def test_histories(stage: Stage) -> None:
         assert figures["requests done"] > figures["requests refused"] > 0
         assert figures["of these at a fail point"] > 0
         assert figures["kills of VMs"] > 0
+        changes = ("attached", "detached", "replaced", "kept")
+        assert all(figures[what] > 0 for what in changes), figures
