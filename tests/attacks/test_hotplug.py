@@ -82,14 +82,13 @@ def test_a_race_with_the_end(arena: Arena, ann: Account) -> None:
     first, second = arena.stranger(ann), arena.stranger(ann)
     disk, more = arena.disk(ann), arena.disk(ann)
     second.start(_attach_again_and_again, str(more))
-    ended = 0
     while not second.ready():
         first.acquire("anns", disk)
         first.release("anns")
         assert label(disk) is None
-        ended += 1
     answers = second.result()
-    assert ended > 1
+    assert "" in answers
+    assert set(answers) - {""}
     assert set(answers) <= {
         "",
         "org.freedesktop.DBus.Error.UnknownObject",
@@ -104,7 +103,8 @@ def test_a_race_with_the_end(arena: Arena, ann: Account) -> None:
 def _attach_again_and_again(me: Me, file: str) -> list[str]:
     answers: list[str] = []
     wanted: dict[str, Any] = {"path": Variant("s", file)}
-    for _ in range(ROUNDS):
+    # Until it was in time and late, both: on a machine with much to do that takes its time.
+    while len(answers) < ROUNDS or (len(set(answers)) < 2 and len(answers) < 100 * ROUNDS):
         try:
             me.client.call("Attach", ATTACH, wanted, {}, path=PATH, interface=VM)
             answers.append("")
