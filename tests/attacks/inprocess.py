@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from svirtd.api import contract
+from svirtd.api.enrolled_objects import EnrolledObjects
 from svirtd.api.group_objects import GroupObjects
+from svirtd.api.hotplug_objects import HotplugObjects
 from svirtd.api.objects import Objects
 from svirtd.api.router import Router
 from svirtd.config import Limits
@@ -28,6 +30,13 @@ _UID: Final = 65534
 _READ_BYTES: Final = 1 << 20
 _DEADLINE_S: Final = 30.0
 _QUIET_TURNS: Final = 50
+
+
+_WITH_HANDLERS: Final[dict[str, Any]] = {
+    "enrolled": EnrolledObjects,
+    "groups": GroupObjects,
+    "hotplug": HotplugObjects,
+}
 
 
 class _Closed:
@@ -171,10 +180,11 @@ class Service:
         self._inbox.clear()
 
     def _router(self, bus: Connection) -> Router:
-        # The handlers are the daemon's own, those of groups among them.
-        groups: Any = [_Closed() for _ in inspect.signature(GroupObjects).parameters]
+        # The handlers are the daemon's own, those of its parts among them.
         parts: dict[str, Any] = {name: _Closed() for name in inspect.signature(Objects).parameters}
-        objects = Objects(**parts | {"groups": GroupObjects(*groups)})
+        for name, part in _WITH_HANDLERS.items():
+            parts[name] = part(*(_Closed() for _ in inspect.signature(part).parameters))
+        objects = Objects(**parts)
         objects._doors = _Doors()  # type: ignore[assignment]
         taken: dict[str, Any] = {
             "bus": bus, "objects": objects, "contract": self._contract, "journal": self.journal,
