@@ -140,7 +140,7 @@ class Run:
         # They wait for each other; the first may have come before it.
         for _ in range(2):
             self.call("Verify", "ba{sv}", False, {})
-        return self.seen()
+        return self._seen_calm()
 
     def _start_again(self) -> None:
         """A start after a start finds nothing to do."""
@@ -463,10 +463,9 @@ class Run:
             assert self.disks.labels() == self.expected(self.world)["files"]
 
     def _check_all(self) -> None:
-        # The end of a caller has a release that failed tried once more, and it fails again.
         wait_for("no release is under way", lambda: "releasing" not in self._states())
         book.wait_settled(self.daemon.book, self._failed())
-        seen, wanted = self.seen(), self.expected(self.world)
+        seen, wanted = self._seen_calm(), self.expected(self.world)
         other = {key: (seen[key], wanted[key]) for key in seen if seen[key] != wanted[key]}
         assert not other, f"found and expected: {other}"
         foreign = {file.ino for file in self.world.files.values() if file.theirs}
@@ -480,6 +479,18 @@ class Run:
         # on held objects tells besides comes when it comes.
         assert not Counter(told) - Counter(found), (told, found)
         self._all_told()
+
+    def _seen_calm(self) -> dict[str, Any]:
+        """What is seen between two tries: the end of a caller, or of a unit, has a release that
+        failed tried once more, and it fails again."""
+        found: dict[str, Any] = {}
+
+        def calm() -> bool:
+            found.update(self.seen())
+            return all(vm["State"] != "releasing" for vm in found["vms"].values())
+
+        wait_for("no release is under way", calm)
+        return found
 
     def _states(self) -> list[str]:
         (rows,) = self.call("ListVMs", "")

@@ -509,6 +509,8 @@ class World:
 
     def _read_only(self, vm: Guest, kept: Hold, got: Hold) -> Hold:
         number = max(self._number(vm), got.number + 1)
+        if kept.access not in ("exclusive", "group") and kept.part_of == got.id:
+            return kept
         if kept.access in ("exclusive", "group"):
             kept = self._changed(vm, kept, Want(kept.path, "readonly"), number)
         return replace(kept, part_of=got.id, number=number)
