@@ -31,7 +31,11 @@ def empty(folder: str) -> None:
         while True:
             below = _without_folders(here, until_s)
             if below:
-                above, fd = _place(here), _enter(below, here)
+                above = _place(here)
+                try:
+                    fd = _enter(below, here)
+                except (FileNotFoundError, NotADirectoryError):
+                    continue  # exchanged since it was looked at
                 os.close(here)
                 here = fd
                 way.append((below, above))
@@ -65,20 +69,33 @@ def _without_folders(here: int, until_s: float) -> str:
     """Remove the files and empty folders of a folder; returns one that is not empty, or ""."""
     with os.scandir(here) as entries:
         for entry in entries:
-            if time.monotonic() > until_s:
-                raise OSError(errno.EBUSY, f"not removed within {_REMOVE_S:.0f} s")
-            try:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.name, dir_fd=here)
-                else:
-                    os.rmdir(entry.name, dir_fd=here)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                if error.errno == errno.ENOTEMPTY:
-                    return entry.name
-                raise
+            if _remove(here, entry, until_s):
+                return entry.name
     return ""
+
+
+def _remove(here: int, entry: "os.DirEntry[str]", until_s: float) -> bool:
+    """Remove an entry, whatever is under its name by now; returns whether that is a folder with
+    something in it."""
+    folder = entry.is_dir(follow_symlinks=False)
+    while True:
+        if time.monotonic() > until_s:
+            raise OSError(errno.EBUSY, f"not removed within {_REMOVE_S:.0f} s")
+        try:
+            if folder:
+                os.rmdir(entry.name, dir_fd=here)
+            else:
+                os.unlink(entry.name, dir_fd=here)
+        except FileNotFoundError:
+            return False
+        except (IsADirectoryError, NotADirectoryError):
+            folder = not folder  # exchanged since it was looked at
+        except OSError as error:
+            if error.errno == errno.ENOTEMPTY:
+                return True
+            raise
+        else:
+            return False
 
 
 def _place(fd: int) -> _Place:

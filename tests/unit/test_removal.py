@@ -4,7 +4,9 @@
 import os
 import resource
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,33 @@ def test_every_kind(tmp_path: Path) -> None:
     assert os.listdir(outside) == ["kept"]
     with pytest.raises(OSError, match="Not a directory"):
         removal.empty(str(outside / "kept"))
+
+
+class Exchanged:
+    """An entry that was something else when the folder was read."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = path.name
+        self._was_folder = not path.is_dir() or path.is_symlink()
+
+    def is_dir(self, *, follow_symlinks: bool) -> bool:
+        assert not follow_symlinks
+        return self._was_folder
+
+
+def test_what_is_exchanged_meanwhile(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    os.symlink("/etc", tmp_path / "link")
+    (tmp_path / "full" / "file").mkdir(parents=True)
+    here = os.open(tmp_path, os.O_RDONLY)
+    try:
+        for name, stays in (("folder", False), ("file", False), ("link", False), ("full", True)):
+            entry: Any = Exchanged(tmp_path / name)
+            assert removal._remove(here, entry, time.monotonic() + 10) is stays
+    finally:
+        os.close(here)
+    assert os.listdir(tmp_path) == ["full"]
 
 
 def test_a_folder_that_is_moved_away(tmp_path: Path) -> None:
