@@ -8,6 +8,7 @@ the job that has it.
 import asyncio
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -22,7 +23,6 @@ from svirtd.core.trees import Report, Rule, Sweep, Tally
 from svirtd.errors import Failed, StartError
 from svirtd.host import tree_server
 from svirtd.host.tree_entries import frame
-from svirtd.host.tree_worker import BUDGET
 
 # Longer than a worker's own patience with a file system.
 _SILENCE_S: Final = 90.0
@@ -135,7 +135,7 @@ class Crew:
         streams = [
             await asyncio.open_unix_connection(sock=one) for one in self._workers(root, count)
         ]
-        walk = _Walk(sweep, count, remember, told, unwanted, limit)
+        walk = _Walk(sweep, remember, told, unwanted, limit)
         error: BaseException | None = None
         try:
             async with asyncio.TaskGroup() as group:
@@ -226,48 +226,43 @@ class _Walk:
     def __init__(
         self,
         sweep: Sweep,
-        workers: int,
         remember: Remember,
         told: Callable[[int, float], None],
         unwanted: Callable[[], bool],
         limit: int,
     ) -> None:
         self._sweep = sweep
-        self._workers = workers
         self._remember = remember
         self._told = told
         self._unwanted = unwanted
         self._limit = limit
         # Folders, each with the part of the tree that it is taken for.
-        self._waiting: list[tuple[str, float]] = []
+        self._waiting: list[tuple[str, float]] = [("", 1.0)]
         self._begun = False
-        self._busy = 0
         self._moved = asyncio.Condition()
-        self._so_far = [0.0, 0.0]
-        self._under_way: dict[int, int] = {}
+        # The writers of workers that have something to do, those of them that were asked to give
+        # some of it away, and how many have nothing.
+        self._busy: set[asyncio.StreamWriter] = set()
+        self._asked: set[asyncio.StreamWriter] = set()
+        self._idle = 0
+        self._done_part = 0.0
+        self._under_way: dict[asyncio.StreamWriter, tuple[int, float]] = {}
         self.report = Report()
 
     async def lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Have one worker work as long as there is something to do."""
         self._instruct(writer)
-        while (task := await self._next()) is not None:
-            folders, part, root = task
-            budget = self._budget(root=root)
-            walk = {"walk": [path for path, _ in folders], "budget": budget, "root": root}
-            writer.write(frame(walk))
-            rest = await self._follow(reader, writer)
-            await self._done([("", 1.0)] if root else folders, rest, part)
-
-    def _budget(self, *, root: bool) -> int:
-        """Return after how many entries a worker is to give back what is left.
-
-        At the beginning and near the end there is little for the others to do.
-        """
-        if self._workers == 1:
-            return 1 << 62
-        if root:
-            return 1
-        return BUDGET if len(self._waiting) > 4 * self._workers else BUDGET // 8
+        while folders := await self._next(writer):
+            root, self._begun = not self._begun, True
+            writer.write(frame({"walk": folders, "root": root}))
+            part = sum(part for _, part in folders)
+            part -= await self._follow(reader, writer)
+            async with self._moved:
+                self._done_part += part
+                self._busy.discard(writer)
+                self._asked.discard(writer)
+                self._moved.notify_all()
+            self._tell()
 
     def _instruct(self, writer: asyncio.StreamWriter) -> None:
         sweep = self._sweep
@@ -285,44 +280,43 @@ class _Walk:
         for label, inodes in sweep.others.items():
             writer.write(frame({"label": label}, array("Q", inodes).tobytes()))
 
-    async def _next(self) -> tuple[list[tuple[str, float]], float, bool] | None:
+    async def _next(self, writer: asyncio.StreamWriter) -> list[tuple[str, float]]:
+        """Return folders for a worker that has none, or none if all is done."""
         async with self._moved:
-            if not self._begun:
-                self._begun, self._busy = True, 1
-                return [("", 1.0)], 1.0, True
-            while not self._waiting:
-                if not self._busy:
-                    return None
-                await self._moved.wait()
-            take = max(1, len(self._waiting) // (2 * self._workers))
-            taken, self._waiting = self._waiting[-take:], self._waiting[:-take]
-            self._busy += 1
-            return taken, sum(part for _, part in taken), False
+            self._idle += 1
+            try:
+                while not self._waiting:
+                    if not self._busy:
+                        return []
+                    for other in self._busy - self._asked:
+                        self._asked.add(other)
+                        other.write(frame({"share": True}))
+                    await self._moved.wait()
+                take = math.ceil(len(self._waiting) / self._idle)
+            finally:
+                self._idle -= 1
+            taken, self._waiting = self._waiting[:take], self._waiting[take:]
+            self._busy.add(writer)
+            return taken
 
-    async def _done(
-        self, taken: Sequence[tuple[str, float]], rest: Sequence[str], part: float
-    ) -> None:
-        """What is left of a task has an equal share of what it was, and what is done as well."""
-        async with self._moved:
-            own = part / (len(rest) + len(taken))
-            self._waiting += [(path, own) for path in rest]
-            self._so_far[1] += part - own * len(rest)
-            self._busy -= 1
-            self._moved.notify_all()
-            self._tell()
-
-    async def _follow(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> list[str]:
-        """Take what a worker says until it is through; returns the folders that it has left."""
-        me = id(reader)
+    async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> float:
+        """Take what a worker says until it is through; returns the part of the tree that it has
+        given away."""
+        given = 0.0
         while True:
             header, blob = await _receive(reader)
             if self._unwanted():
                 raise Unwanted
             if "so_far" in header:
-                self._under_way[me] = header["so_far"]
+                self._under_way[writer] = header["so_far"], header["part"]
                 self._tell()
+            elif "shared" in header:
+                shared = [(path, part) for path, part in header["shared"]]
+                given += sum(part for _, part in shared)
+                async with self._moved:
+                    self._waiting += shared
+                    self._asked.discard(writer)
+                    self._moved.notify_all()
             elif "fault" in header:
                 rule, path, found = header["fault"]
                 raise Offence(Rule(rule), path, found)
@@ -330,16 +324,16 @@ class _Walk:
                 await self._remember(_others(header["others"], blob))
                 writer.write(frame({"go": True}))
             else:
-                self._under_way.pop(me, None)
+                self._under_way.pop(writer, None)
                 self.report = self.report.plus(_read(header))
-                self._tell()
-                return list(header["rest"])
+                return given
 
     def _tell(self) -> None:
-        done = self.report.done + sum(self._under_way.values())
+        done = self.report.done + sum(done for done, _ in self._under_way.values())
+        part = self._done_part + sum(part for _, part in self._under_way.values())
         if self._limit and done > self._limit:
             raise Offence(Rule.FAILED, "", f"it has more than {self._limit} entries")
-        self._told(done, self._so_far[1])
+        self._told(done, part)
 
 
 async def _receive(reader: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import stat
+import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -23,8 +24,12 @@ from svirtd.host.kernel import XATTR
 # Entries that are open at once: looked at, remembered, then labelled.
 CHUNK: Final = 512
 _SYS_OPENAT2: Final = 437
-# NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH
-_RESOLVE: Final = 0x01 | 0x02 | 0x04 | 0x08
+# Through no mount and no link. For a path also: nowhere but beneath where it begins; the name of an
+# entry is a single one as the kernel has told it, never "..", and goes nowhere else (asking for it
+# all the same costs a tenth of opening it).
+_NO_XDEV, _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH = 0x01, 0x02, 0x04, 0x08
+_OF_NAME: Final = _NO_XDEV | _NO_MAGICLINKS | _NO_SYMLINKS
+_OF_PATH: Final = _OF_NAME | _BENEATH
 _QUIET: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 _READ: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | _QUIET
 _HOLD: Final = os.O_PATH | _QUIET
@@ -48,9 +53,9 @@ class _OpenHow(ctypes.Structure):
 
 _HOW_BYTES: Final = ctypes.sizeof(_OpenHow)
 _SIZES: Final = repeat(_HOW_BYTES)
-_HOW_READ: Final = ctypes.byref(_OpenHow(_READ, 0, _RESOLVE))
-_HOW_HOLD: Final = ctypes.byref(_OpenHow(_HOLD, 0, _RESOLVE))
-_HOW_FOLDER: Final = ctypes.byref(_OpenHow(_FOLDER, 0, _RESOLVE))
+_HOW_READ: Final = ctypes.byref(_OpenHow(_READ, 0, _OF_NAME))
+_HOW_HOLD: Final = ctypes.byref(_OpenHow(_HOLD, 0, _OF_NAME))
+_HOW_FOLDER: Final = ctypes.byref(_OpenHow(_FOLDER, 0, _OF_PATH))
 
 # What statx tells, of so many at once: links, owner, mode; inode; device. See host/walk.py. Each
 # view is of one field, of one entry after the other.
@@ -70,8 +75,14 @@ _links: Final = _field("I", 16)
 _owners: Final = _field("I", 20)
 _modes: Final = _field("H", 28)
 _inodes: Final = _field("Q", 32)
-_majors: Final = _field("I", 136)
-_minors: Final = _field("I", 140)
+_devices: Final = _field("Q", 136)  # major and minor, 32 bits each, as one
+
+
+def _device(number: int) -> int:
+    both = os.major(number).to_bytes(4, sys.byteorder) + os.minor(number).to_bytes(4, sys.byteorder)
+    return int.from_bytes(both, sys.byteorder)
+
+
 _PLAIN: Final = 0o170000 | stat.S_ISUID | stat.S_ISGID
 
 Raw = bytes | None
@@ -168,8 +179,7 @@ class Chunk:
             _links[:count].tolist() == [1] * count
             and (owner is None or _owners[:count].tolist() == [owner] * count)
             and {mode & _PLAIN for mode in set(_modes[:count].tolist())} <= {stat.S_IFREG}
-            and _majors[:count].tolist() == [os.major(device)] * count
-            and _minors[:count].tolist() == [os.minor(device)] * count
+            and _devices[:count].tolist() == [_device(device)] * count
         )
         if not plain:
             return self._drop()

@@ -24,6 +24,7 @@ import socket
 import stat
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Final, NoReturn
@@ -43,8 +44,6 @@ from svirtd.host.tree_entries import (
     open_folder,
 )
 
-# Entries after which the rest is given back, for workers that have nothing to do.
-BUDGET: Final = 4096
 _PATIENCE_S: Final = 60
 _TELL_EVERY_S: Final = 0.1
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR)
@@ -76,7 +75,6 @@ def run(root: int, channel: int) -> NoReturn:
     except BaseException as error:  # noqa: BLE001 -- the edge of a process that must end here
         os.write(2, f"<3>svirtd-trees: {error!r}\n".encode())
         os._exit(1)
-    os._exit(0)
 
 
 class _Worker:
@@ -89,7 +87,8 @@ class _Worker:
         self._device = os.fstat(root).st_dev
         self._others = Others()
 
-    def serve(self) -> None:
+    def serve(self) -> NoReturn:
+        """Do what the daemon says until it says no more: ends with Stopped."""
         header, _ = self._receive()
         self._sweep = Sweep(
             Mode(header["mode"]),
@@ -113,19 +112,18 @@ class _Worker:
         }[self._sweep.mode]
         while True:
             header, _ = self._receive()
+            if "walk" not in header:
+                continue  # asked to share what was just done
             self._begin()
             try:
-                rest = self._walk(header["walk"], header["budget"], work, root=header["root"])
+                self._walk(header["walk"], work, root=header["root"])
             except Offended as error:
-                self._send({"fault": [error.rule, os.fsdecode(error.path), error.why]})
-                return
+                self._end_with(error)
             except OSError as error:
-                self._send({"fault": [Rule.FAILED, "", _why(error)]})
-                return
+                self._end_with(Offended(Rule.FAILED, b"", _why(error)))
             self._send(
                 {
                     "entries": self._done,
-                    "rest": rest,
                     "labels": [
                         [decode(raw), count, [os.fsdecode(path) for path in some]]
                         for raw, (count, some) in self._labels.items()
@@ -138,52 +136,79 @@ class _Worker:
                 }
             )
 
+    def _end_with(self, error: Offended) -> NoReturn:
+        self._send({"fault": [error.rule, os.fsdecode(error.path), error.why]})
+        # To end with something unread would take what was just said from the daemon.
+        while True:
+            self._receive()
+
     # -- the walk -----------------------------------------------------------------------------
 
     def _begin(self) -> None:
         self._done = 0
+        self._part = 0.0
+        self._asked = False
         self._labels: dict[Raw, tuple[int, list[bytes]]] = {}
         self._faults: dict[Rule, tuple[int, bytes, str]] = {}
         self._mounts = 0
         self._mounted: list[bytes] = []
 
     def _walk(
-        self, folders: list[str], budget: int, work: Callable[[Chunk], None], *, root: bool
-    ) -> list[str]:
-        """Work on what is below these folders, and return those that are left."""
-        waiting = [os.fsencode(one) for one in folders]
-        while waiting and self._done < budget:
-            folder = waiting.pop()
+        self, folders: list[tuple[str, float]], work: Callable[[Chunk], None], *, root: bool
+    ) -> None:
+        """Work on what is below these folders. Each comes with the part of the tree that it is
+        taken for: how much is in it is only known afterwards."""
+        self._waiting = deque((os.fsencode(path), part) for path, part in folders)
+        while self._waiting:
+            folder, part = self._waiting.pop()
             above = self._open_folder(folder)
-            if above < 0:
-                continue
+            below: list[bytes] = []
             try:
-                os.fchdir(above)
-                with os.scandir(b".") as entries:
-                    named: Iterator[Named] = entries
-                    if root and not folder:
-                        named = itertools.chain([Itself()], entries)
-                    self._before = folder + b"/" if folder else b""
-                    while some := list(itertools.islice(named, CHUNK)):
-                        signal.alarm(_PATIENCE_S)
-                        with Chunk() as chunk:
-                            waiting += self._open(above, some, chunk)
-                            work(chunk)
-                            self._done += len(chunk.names)
-                        self._between()
+                if above >= 0:
+                    below = self._work_on(above, folder, work, root=root and not folder)
             finally:
-                os.close(above)
+                if above >= 0:
+                    os.close(above)
+            own = part / (len(below) + 1)
+            self._part += own
+            self._waiting += [(one, own) for one in below]
+            self._between()
         signal.alarm(0)
-        return [os.fsdecode(one) for one in waiting]
+
+    def _work_on(
+        self, above: int, folder: bytes, work: Callable[[Chunk], None], *, root: bool
+    ) -> list[bytes]:
+        """Work on what is in an open folder; returns the folders in it."""
+        os.fchdir(above)
+        self._before = folder + b"/" if folder else b""
+        below = []
+        with os.scandir(b".") as entries:
+            named: Iterator[Named] = itertools.chain([Itself()], entries) if root else entries
+            while some := list(itertools.islice(named, CHUNK)):
+                signal.alarm(_PATIENCE_S)
+                with Chunk() as chunk:
+                    below += self._open(above, some, chunk)
+                    work(chunk)
+                    self._done += len(chunk.names)
+                self._between()
+        return below
 
     def _between(self) -> None:
-        # Nothing is sent to a worker that works, but that nobody wants the rest.
         if self._poll.poll(0):
-            raise Stopped
+            self._heed(self._receive()[0])
+        if self._asked and self._waiting:
+            # What was found first is highest in the tree, and has most below it.
+            shared = [self._waiting.popleft() for _ in range((len(self._waiting) + 1) // 2)]
+            self._asked = False
+            self._send({"shared": [(os.fsdecode(path), part) for path, part in shared]})
         now = time.monotonic()
         if now - self._told_s >= _TELL_EVERY_S:
             self._told_s = now
-            self._send({"so_far": self._done})
+            self._send({"so_far": self._done, "part": self._part})
+
+    def _heed(self, header: dict[str, Any]) -> None:
+        """Another worker has nothing to do, and gets some of this as soon as there is some."""
+        self._asked = self._asked or "share" in header
 
     def _open_folder(self, path: bytes) -> int:
         try:
@@ -249,20 +274,19 @@ class _Worker:
 
     def _set(self, chunk: Chunk) -> None:
         """Have what is to be remembered written down, and label them."""
-        target, number = self._target, 0
+        target = self._target
         if chunk.raws.count(self._common) != len(chunk.raws):
             self._remember(chunk)
         try:
             if target is not None and target not in chunk.raws:
-                done = map(os.setxattr, chunk.throughs, repeat(XATTR), repeat(target))
-                for _ in done:
-                    number += 1
+                deque(map(os.setxattr, chunk.throughs, repeat(XATTR), repeat(target)), maxlen=0)
                 return
-            for number, raw in enumerate(chunk.raws):
+            for through, raw in zip(chunk.throughs, chunk.raws, strict=True):
                 if raw != target:
-                    _write(chunk.throughs[number], target)
+                    _write(through, target)
         except OSError as error:
-            raise Offended(Rule.FAILED, self._before + chunk.names[number], _why(error)) from None
+            path = self._before + chunk.names[chunk.throughs.index(error.filename)]
+            raise Offended(Rule.FAILED, path, _why(error)) from None
 
     def _remember(self, chunk: Chunk) -> None:
         by: dict[Raw, list[int]] = {}
@@ -277,9 +301,10 @@ class _Worker:
         self._send({"others": header}, b"".join(one.tobytes() for one in inodes))
         signal.alarm(0)  # the book, and whoever asks the policy, take their own time
         answer, _ = self._receive()
+        while "go" not in answer:
+            self._heed(answer)
+            answer, _ = self._receive()
         signal.alarm(_PATIENCE_S)
-        if not answer["go"]:
-            raise Stopped
 
     def _change(self, chunk: Chunk) -> None:
         for through, raw, _, name in chunk.each():
