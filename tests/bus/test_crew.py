@@ -75,7 +75,9 @@ def test_each_entry_is_worked_on_by_one(
     report = _swept(root, Sweep(Mode.SET, NEW, OLD), workers, monkeypatch, told)
     assert report.done == len(paths)
     assert {label(path) for path in paths} == {NEW}
-    assert told[-1] == (len(paths), pytest.approx(1.0))
+    done, part = told[-1]
+    assert done == len(paths)
+    assert part == pytest.approx(1.0)
     # What is worked on twice is counted twice here, as its label is still the same.
     seen = _swept(root, Sweep(Mode.LOOK, None, None), workers, monkeypatch, [])
     assert {name: tally.count for name, tally in seen.labels.items()} == {NEW: len(paths)}
