@@ -46,6 +46,7 @@ _MASKED: Final = (
 _ARGUMENTS: Final = " ".join(
     (
         "svirt.run=cuts svirt.seed={seed} svirt.turn={turn} svirt.last={last}",
+        "svirt.enrols={enrols}",
         "quiet systemd.show_status=0 systemd.unit=guest-cuts.target",
         *(f"systemd.mask={name}.service" for name in _MASKED),
     )
@@ -58,6 +59,8 @@ class _Account:
 
     world: promises.World = field(default_factory=dict)
     originals: dict[str, str] = field(default_factory=dict)
+    booted: dict[str, Any] = field(default_factory=dict)
+    """The VMs that a boot starts, with what they had when they were first started."""
     facts: list[dict[str, Any]] = field(default_factory=list)
     told: int = 0
     promises: int = 0
@@ -72,6 +75,7 @@ class _Account:
             fact = json.loads(text)
             self.told += 1
             self.originals |= fact.get("originals", {})
+            self.booted |= fact.get("booted", {})
             self.facts.append(fact)
         elif what == "STATE":
             self._judge(json.loads(text))
@@ -82,7 +86,7 @@ class _Account:
         if when == "boot":
             possible = promises.told(self.world, self.facts)
             report = promises.judge(state, possible, self.originals)
-            self.problems += report.problems
+            self.problems += [*report.problems, *promises.booted(self.booted, state)]
             self.promises += report.promises
             self.unsynced += report.unsynced
             self.world, self.state = promises.world(state), state
@@ -123,7 +127,8 @@ def cut(guest: Guest, cuts: int, seed: int, shown: IO[str]) -> bool:
     image.unlink()
     shown.write(
         f"{cuts} power cuts, {account.told} facts told, {account.promises} VMs looked at after a"
-        f" cut: nothing lost; {account.unsynced} labels had not reached the disk, and are back\n"
+        f" cut: nothing lost; {account.unsynced} labels had not reached the disk, and are back;"
+        f" {len(account.booted)} VMs started by the last boot as they were before\n"
     )
     return True
 
@@ -143,12 +148,17 @@ class _Turns:
     def turn(self, number: int, folder: Path) -> str:
         """Boot, listen and cut; returns what to show of it."""
         chance, account, last = self._chance, self._account, number == self._cuts
+        # The last cut is of a machine that has VMs which the boot after it starts.
+        enrols = number == self._cuts - 1
         folder.mkdir()
         machine.prepare(folder, "")
-        arguments = _ARGUMENTS.format(seed=self._seed, turn=number, last=int(last))
+        arguments = _ARGUMENTS.format(
+            seed=self._seed, turn=number, last=int(last), enrols=int(enrols)
+        )
         load_s, survive = chance.uniform(*_LOAD_S), chance.choice(_SURVIVE)
         boot_part = chance.uniform(*_BOOT_PART)
-        early_s = boot_part * self._boot_s if number % _EARLY == _EARLY - 1 and not last else None
+        early = number % _EARLY == _EARLY - 1 and not last and not enrols
+        early_s = boot_part * self._boot_s if early else None
         before = account.told
         powered = _Powered(self._guest, self._image, folder, arguments)
         try:
@@ -161,6 +171,8 @@ class _Turns:
                     account.hear(line)
         finally:
             powered.close()
+        if last and self._cuts and not account.booted:
+            account.problems.append("no VM was enrolled that this boot would have started")
         if last is not (when == _END):
             account.problems.append(f"boot {number} ended otherwise than meant: {when}")
         return (

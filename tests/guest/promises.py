@@ -192,6 +192,31 @@ def _wrong_book(state: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def booted(before: Mapping[str, Any], state: Mapping[str, Any]) -> list[str]:
+    """Return what is otherwise than before with the VMs that a boot starts: a run of theirs has
+    another process, and the same categories, context and label as each before."""
+    after = state["booted"]
+    problems = []
+    for name in sorted(before.keys() | after.keys()):
+        was, now = before.get(name), after.get(name)
+        if was is None or now is None:
+            problems.append(f"VM {name}, which the boot starts, is {now} instead of {was}")
+            continue
+        problems += [
+            f"VM {name}, which the boot starts, has {key} {now[key]} instead of {was[key]}"
+            for key in was
+            if was[key] != now[key]
+        ]
+        problems += [
+            f"VM {name}, which the boot starts, has {now[key]} without its own {now['categories']}"
+            for key in ("process", "disk")
+            if not str(now[key]).endswith(f":s0:{now['categories']}")
+        ]
+    sets = [vm["categories"] for vm in (*state["vms"], *after.values())]
+    problems += [f"two VMs have {one}" for one in sorted(set(sets)) if sets.count(one) > 1]
+    return problems
+
+
 def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return what another start of the daemon has changed, which it must not.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.guest.promises import Machine, changed, judge, left, told, world
+from tests.guest.promises import Machine, booted, changed, judge, left, told, world
 
 A, B, SHARED = "/srv/vm/a", "/srv/vm/b", "/srv/vm/shared"
 ORIGINALS = {A: "u:object_r:virt_image_t:s0", B: "u:object_r:user_home_t:s0", SHARED: "u:o:i:s0"}
@@ -223,3 +223,26 @@ def test_nothing_is_left_at_the_end() -> None:
     assert any(A in one for one in left({**end, "files": {**ORIGINALS, A: CONTENT}}, ORIGINALS))
     stale = left({**end, "files": {**ORIGINALS, A: IMAGE + PAIR}}, ORIGINALS)
     assert any("which no VM has" in one for one in stale)
+
+
+WEB = {"id": "i", "categories": "c8,c9", "process": "u:r:v_t:s0:c8,c9", "disk": f"{IMAGE}c8,c9"}
+
+
+@pytest.mark.parametrize(
+    ("lie", "said"),
+    [
+        ({}, ""),
+        ({"web": None}, "web, which the boot starts, is None"),
+        ({"more": WEB}, "more, which the boot starts, is {"),
+        ({"web": {**WEB, "id": "j"}}, "has id j instead of i"),
+        ({"web": {**WEB, "disk": ORIGINALS[A]}}, f"has disk {ORIGINALS[A]} instead of"),
+        ({"web": {**WEB, "process": "u:r:v_t:s0"}}, "u:r:v_t:s0 without its own c8,c9"),
+        ({"web": {**WEB, "categories": PAIR}}, f"two VMs have {PAIR}"),
+    ],
+)
+def test_vms_that_a_boot_starts_are_what_they_were(lie: State, said: str) -> None:
+    now = {"web": WEB, **lie}
+    now = {name: vm for name, vm in now.items() if vm is not None}
+    found = "\n".join(booted({"web": WEB}, {**good(), "booted": now}))
+    assert said in found
+    assert bool(said) is bool(found)

@@ -38,13 +38,25 @@ _NAMES: Final = 3
 _FILES_MAX: Final = 4
 # Somebody has the file; or a VM holds it whose label had not reached the disk at a cut.
 _REFUSALS: Final = ("org.svirt1.Error.ResourceBusy", "org.svirt1.Error.ResourceRefused")
+# Three VMs of the administrator's, each of another kind, that a boot starts.
+_BOOTED: Final = {
+    "web": "boot-web.service",
+    "db": "boot-vm@db.service",
+    "mail": "svirt-vm@mail.service",
+}
+_BOOTED_S: Final = 90.0
+_UNITS: Final = Path("/etc/systemd/system")
+_VMS: Final = Path("/etc/svirtd/vms.d")
+_THEIRS: Final = Path("/srv/booted")
 _telling: Final = threading.Lock()
 
 
 def main() -> None:
     """Do what the kernel's command line says; the last turn ends by itself."""
     text = Path("/proc/cmdline").read_text("utf-8")
-    seed, turn, last = (int(n) for n in re.findall(r"svirt\.(?:seed|turn|last)=(\d+)", text))
+    seed, turn, last, enrols = (
+        int(n) for n in re.findall(r"svirt\.(?:seed|turn|last|enrols)=(\d+)", text)
+    )
     if turn == 0:
         _prepare()
     else:
@@ -52,6 +64,8 @@ def main() -> None:
         subprocess.run(["systemctl", "restart", "svirtd.service"], check=True)
         wait_for("the labels of what is held are back", _labels_stand)
         _say("STATE", {"when": "restart", **state()})
+    if enrols:
+        _enrol()
     if last:
         _drain()
         _say("STATE", {"when": "end", **state()})
@@ -101,8 +115,71 @@ def _prepare() -> None:
     _say("TOLD", {"originals": originals})
 
 
+def _enrol() -> None:
+    """Have three VMs that the next boot starts, and tell which they are."""
+    command, install = f"{_COMMAND} 1000", "[Install]\nWantedBy=multi-user.target\n"
+    disks = {name: _THEIRS / f"{name}.img" for name in _BOOTED}
+    _THEIRS.mkdir()
+    for path in disks.values():
+        path.write_bytes(b"disk" * 1024)
+        set_label(path, _ORIGINALS[0])
+    for file in ("boot-web.service", "boot-vm@.service"):
+        (_UNITS / file).write_text(f"[Service]\nExecStart={command}\n{install}", "utf-8")
+    _VMS.mkdir(exist_ok=True)
+    (_VMS / "mail.toml").write_text(
+        f'command = ["{_COMMAND}", "1000"]\n[[disk]]\npath = "{disks["mail"]}"\n', "utf-8"
+    )
+    for name in ("web", "db"):
+        argv = ["svirtctl", "enroll", _BOOTED[name], name, "--disk", str(disks[name])]
+        subprocess.run(argv, check=True)
+    subprocess.run(["systemctl", "enable", *_BOOTED.values()], check=True)
+    # What this guest boots into.
+    subprocess.run(["systemctl", "add-wants", "guest-cuts.target", *_BOOTED.values()], check=True)
+    subprocess.run(["systemctl", "start", *_BOOTED.values()], check=True)
+    os.sync()
+    _say("TOLD", {"booted": _booted()})
+
+
+def _booted() -> dict[str, Any]:
+    """Return what three VMs have of their own, as the kernel sees it."""
+    client = Client()
+    try:
+        wait_for(
+            "the VMs that a boot starts",
+            lambda: {client.vms().get(name) for name in _BOOTED} == {"running"},
+            _BOOTED_S,
+        )
+        found = {}
+        for name in _BOOTED:
+            shown = client.properties(name)
+            process = Path(f"/proc/{shown['MainPID']}/attr/current").read_bytes()
+            found[name] = {
+                "id": shown["Id"],
+                "categories": shown["Categories"],
+                "process": process.decode().rstrip("\0\n"),
+                "disk": label(_THEIRS / f"{name}.img"),
+            }
+        return found
+    finally:
+        client.close()
+
+
 def state() -> dict[str, Any]:
-    """Return what book, files, units and folders are."""
+    """Return what book, files, units and folders are, and what the VMs that a boot starts are."""
+    booted = _booted() if (_UNITS / "guest-cuts.target.wants" / "boot-web.service").exists() else {}
+    ids = {vm["id"] for vm in booted.values()}
+    theirs = {*_BOOTED.values(), "svirt-mail.service"}
+    return {
+        **_state(),
+        "booted": booted,
+        "units": [unit for unit in svirt_units() if unit not in theirs],
+        "folders": sorted(
+            str(path) for path in Path("/run/svirtd/vm").glob("*") if path.name not in ids
+        ),
+    }
+
+
+def _state() -> dict[str, Any]:
     with sqlite3.connect(f"file:{_BOOK}?mode=ro", uri=True) as book:
         book.row_factory = sqlite3.Row
 
@@ -110,11 +187,12 @@ def state() -> dict[str, Any]:
             return [dict(row) for row in book.execute(query)]
 
         vms = rows(
-            "SELECT id, name, state, reason, unit, persistent, categories FROM vm ORDER BY 2"
+            "SELECT id, name, state, reason, unit, persistent, categories FROM vm"
+            f" WHERE name NOT IN {tuple(_BOOTED)} ORDER BY 2"
         )
         holds = rows(
             "SELECT vm.name AS vm, path, access, label, original FROM hold JOIN vm USING (rank)"
-            " ORDER BY vm.name, number"
+            f" WHERE vm.name NOT IN {tuple(_BOOTED)} ORDER BY vm.name, number"
         )
         operations = rows("SELECT id, kind, rank, steps FROM operation")
         quarantine = rows("SELECT rank, path, label, reason FROM quarantine")
@@ -131,19 +209,19 @@ def state() -> dict[str, Any]:
         "operations": operations,
         "quarantine": quarantine,
         "files": {str(path): label(path) for path in sorted(_FOLDER.iterdir())},
-        "units": svirt_units(),
-        "folders": sorted(map(str, Path("/run/svirtd/vm").glob("*"))),
     }
 
 
 def _labels_stand() -> bool:
-    now = state()
+    now = _state()
     return all(now["files"][hold["path"]] == hold["label"] for hold in now["holds"])
 
 
 def _drain() -> None:
     client = Client()
     for name, now in client.vms().items():
+        if name in _BOOTED:
+            continue
         persistent = client.properties(name)["Persistent"]
         if now != "reserved":
             client.release(name)
