@@ -43,12 +43,13 @@ _GUEST: Final = (
     "python3-libvirt",
 )
 # Only the newest is asked about what runs beside svirtd: containers, which have the policy's own
-# types there, and what an administrator makes VMs with, on a screen that a test can read; and about
-# the policy with levels, which lies beside the default one: a tree of its own would take a minute.
+# types there, what an administrator makes VMs with, on a screen that a test can read, and a server
+# of files; and about the policy with levels, which lies beside the default one: a tree of its own
+# would take a minute.
 _ON: Final = {
     "trixie": (
         *("podman", "crun", "virt-manager", "virtinst", "xvfb"),
-        *("at-spi2-core", "gir1.2-atspi-2.0", "selinux-policy-mls"),
+        *("at-spi2-core", "gir1.2-atspi-2.0", "selinux-policy-mls", "nfs-kernel-server"),
     )
 }
 _LEFT_OUT: Final = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*")
@@ -60,13 +61,15 @@ _MASKED: Final = (
     *("systemd-hwdb-update.service", "systemd-journal-catalog-update.service"),
     *("getty@tty1.service", "serial-getty@ttyS0.service", "e2scrub_reap.service"),
     *("logrotate.timer", "netavark-dhcp-proxy.service", "netavark-dhcp-proxy.socket"),
+    *("rpcbind.service", "rpcbind.socket", "nfs-blkmap.service", "rpc-statd-notify.service"),
+    "nfs-client.target",
 )
 # What is made for the default policy, with categories alone (MCS).
 _DEFAULT: Final = "default"
 # Where the guest has the policy that lets VMs do everything.
 HOLED: Final = Path("/srv/holed.policy")
-# Started by whoever connects, and by no boot: few have tests of them.
-_WHEN_ASKED: Final = ("libvirtd", "virtlogd")
+# Started by whoever connects or asks for it, and by no boot: few have tests of them.
+_WHEN_ASKED: Final = ("libvirtd", "virtlogd", "nfs-server")
 # What the guests of other policies do without.
 _OF_DEFAULT: Final = tuple(
     f"{name}{kind}"

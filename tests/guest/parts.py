@@ -29,6 +29,7 @@ _COSTS_S: Final = {
     "k_matrix": 70,
     "m_goals": 70,
     "o_coexist": 150,
+    "r_nfs": 15,
     "r_resources": 80,
     "s_hotplug": 60,
     "p_desk": 90,
