@@ -9,12 +9,13 @@ mistyped must not silently become the default.
 import glob
 import os
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from svirtd.core import goal_files
 from svirtd.core.goals import Goals
+from svirtd.core.keys import Reader, boolean, one_of, read_keys, whole
 from svirtd.core.mcs import Context, parse_categories, parse_context
 from svirtd.core.pool import Shape, make_shape
 from svirtd.core.walls import Wall, check_wall_name, read_wall_keys
@@ -114,9 +115,6 @@ class Config:
         return parse_categories(self.groups) - parse_categories(self.reserved)
 
 
-Reader = Callable[[Any], Any]
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a string")  # noqa: TRY004 -- readers speak with ValueError
@@ -137,27 +135,6 @@ def _categories(value: Any) -> str:
 
 def _context(value: Any) -> Context:
     return parse_context(_text(value))
-
-
-def _number(low: int, high: int) -> Reader:
-    def read(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return read
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004
-    return value
-
-
-def _require(value: Any) -> str:
-    if value not in ("enforcing", "permissive", "none"):
-        raise ValueError('"enforcing", "permissive" or "none"')
-    return str(value)
 
 
 def _slice(value: Any) -> str:
@@ -184,14 +161,14 @@ def _patterns(value: Any) -> tuple[str, ...]:
 
 # Section and key → where it goes and how it is read. A reader's ValueError says what was expected.
 _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
-    ("selinux", "require"): ("require", _require),
+    ("selinux", "require"): ("require", one_of(("enforcing", "permissive", "none"))),
     ("registry", "path"): ("registry_path", _absolute),
-    ("registry", "group-commit"): ("group_commit", _boolean),
+    ("registry", "group-commit"): ("group_commit", boolean),
     ("runtime", "directory"): ("runtime_directory", _absolute),
     ("labels", "private"): ("private", _categories),
     ("labels", "groups"): ("groups", _categories),
     ("labels", "reserved"): ("reserved", _categories),
-    ("labels", "private-size"): ("private_size", _number(1, 5)),
+    ("labels", "private-size"): ("private_size", whole(1, 5)),
     ("labels", "process-context"): ("process_context", _context),
     ("labels", "image-context"): ("image_context", _context),
     ("labels", "content-context"): ("content_context", _context),
@@ -199,34 +176,37 @@ _KEYS: Final[Mapping[tuple[str, str], tuple[str, Reader]]] = {
     ("labels", "relabel-devices-from"): ("relabel_devices_from", _types),
     ("goals", "directory"): ("goals_directory", _absolute),
     ("launch", "slice"): ("slice", _slice),
-    ("launch", "start-timeout"): ("start_timeout_s", _number(1, 3600)),
-    ("launch", "stop-timeout"): ("stop_timeout_s", _number(1, 3600)),
-    ("launch", "answer-timeout"): ("answer_timeout_s", _number(1, 3600)),
-    ("drift", "repair"): ("drift_repair", _boolean),
-    ("drift", "interval"): ("drift_interval_s", _number(10, 86_400)),
-    ("polkit", "dialog-timeout"): ("dialog_timeout_s", _number(1, 3600)),
+    ("launch", "start-timeout"): ("start_timeout_s", whole(1, 3600)),
+    ("launch", "stop-timeout"): ("stop_timeout_s", whole(1, 3600)),
+    ("launch", "answer-timeout"): ("answer_timeout_s", whole(1, 3600)),
+    ("drift", "repair"): ("drift_repair", boolean),
+    ("drift", "interval"): ("drift_interval_s", whole(10, 86_400)),
+    ("polkit", "dialog-timeout"): ("dialog_timeout_s", whole(1, 3600)),
     ("libvirt", "adopt"): ("libvirt_adopt", _patterns),
-    ("libvirt", "require-adopted"): ("libvirt_require_adopted", _boolean),
-    ("limits", "vms"): ("vms", _number(1, 10_000_000)),
-    ("limits", "vms-per-user"): ("vms_per_user", _number(0, 10_000_000)),
-    ("limits", "resources-per-user"): ("resources_per_user", _number(0, 10_000_000)),
-    ("limits", "groups-per-user"): ("groups_per_user", _number(0, 1024)),
-    ("limits", "jobs-per-user"): ("jobs_per_user", _number(0, 10_000)),
-    ("limits", "resources"): ("resources", _number(1, 100_000)),
-    ("limits", "pending-calls"): ("pending_calls", _number(1, 1_000_000)),
-    ("limits", "pending-calls-per-sender"): ("pending_calls_per_sender", _number(1, 1_000_000)),
-    ("limits", "pending-calls-per-user"): ("pending_calls_per_user", _number(1, 1_000_000)),
-    ("limits", "pending-bytes"): ("pending_bytes", _number(1, 1_000_000_000)),
+    ("libvirt", "require-adopted"): ("libvirt_require_adopted", boolean),
+    ("limits", "vms"): ("vms", whole(1, 10_000_000)),
+    ("limits", "vms-per-user"): ("vms_per_user", whole(0, 10_000_000)),
+    ("limits", "resources-per-user"): ("resources_per_user", whole(0, 10_000_000)),
+    ("limits", "groups-per-user"): ("groups_per_user", whole(0, 1024)),
+    ("limits", "jobs-per-user"): ("jobs_per_user", whole(0, 10_000)),
+    ("limits", "resources"): ("resources", whole(1, 100_000)),
+    ("limits", "pending-calls"): ("pending_calls", whole(1, 1_000_000)),
+    ("limits", "pending-calls-per-sender"): (
+        "pending_calls_per_sender",
+        whole(1, 1_000_000),
+    ),
+    ("limits", "pending-calls-per-user"): ("pending_calls_per_user", whole(1, 1_000_000)),
+    ("limits", "pending-bytes"): ("pending_bytes", whole(1, 1_000_000_000)),
     ("limits", "pending-bytes-per-user"): (
         "pending_bytes_per_user",
-        _number(1, 1_000_000_000),
+        whole(1, 1_000_000_000),
     ),
-    ("limits", "pending-fds-per-user"): ("pending_fds_per_user", _number(1, 1_000_000)),
-    ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", _number(1, 10_000)),
-    ("limits", "command-bytes"): ("command_bytes", _number(1, 2_000_000)),
-    ("limits", "listed-vms"): ("listed_vms", _number(1, 1_000_000)),
-    ("limits", "tree-files"): ("tree_files", _number(1, 100_000_000)),
-    ("limits", "dialogs-per-user"): ("dialogs_per_user", _number(0, 1000)),
+    ("limits", "pending-fds-per-user"): ("pending_fds_per_user", whole(1, 1_000_000)),
+    ("limits", "calls-at-once-per-user"): ("calls_at_once_per_user", whole(1, 10_000)),
+    ("limits", "command-bytes"): ("command_bytes", whole(1, 2_000_000)),
+    ("limits", "listed-vms"): ("listed_vms", whole(1, 1_000_000)),
+    ("limits", "tree-files"): ("tree_files", whole(1, 100_000_000)),
+    ("limits", "dialogs-per-user"): ("dialogs_per_user", whole(0, 1000)),
 }
 
 
@@ -278,9 +258,9 @@ def _read_walls(path: str, walls: object, found: dict[str, dict[str, Any]]) -> N
     for name, table in walls.items():
         try:
             check_wall_name(name)
-            found.setdefault(name, {}).update(read_wall_keys(table))
         except ValueError as error:
             raise ConfigError(f"{path}: [wall.{name}] {error}") from error
+        found.setdefault(name, {}).update(read_wall_keys(f"{path}: [wall.{name}] ", table))
 
 
 def load_goals(config: Config) -> Goals:
@@ -305,25 +285,14 @@ def _read_file(path: str, found: _Found) -> None:
     tables = _tables(path)
     _read_walls(path, tables.pop("wall", {}), found.walls)
     for section, table in tables.items():
-        known = sorted(key for where, key in _KEYS if where == section)
+        known = {key: how for (where, key), how in _KEYS.items() if where == section}
         if not known:
             sections = ", ".join(sorted({"[wall.NAME]", *(f"[{where}]" for where, _ in _KEYS)}))
             raise ConfigError(f"{path}: [{section}]: unknown section; expected one of {sections}")
         if not isinstance(table, dict):
             raise ConfigError(f"{path}: {section}: expected a section, [{section}], with keys")
-        for key, value in table.items():
-            if (section, key) not in _KEYS:
-                raise ConfigError(
-                    f"{path}: [{section}] {key}: unknown key; expected one of {', '.join(known)}"
-                )
-            name, reader = _KEYS[section, key]
-            try:
-                read = reader(value)
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}: [{section}] {key}: {value!r} cannot be used; expected {error}"
-                ) from error
-            (found.limits if section == "limits" else found.values)[name] = read
+        read = read_keys(f"{path}: [{section}] ", table, known)
+        (found.limits if section == "limits" else found.values).update(read)
 
 
 def reload_changes(old: Config, new: Config) -> tuple[Config, list[str]]:

@@ -1,12 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A site's own goals: the tables [goal.NAME] of parsed TOML files become Goals. Pure.
-
-Every error names the file, the key and what was expected. A rule that was mistyped must not
-silently become a wider one, so that nothing unknown is passed over.
-"""
+"""A site's own goals: the tables [goal.NAME] of parsed TOML files become Goals. Pure."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,6 +15,7 @@ from svirtd.core.goals import (
     Network,
     Written,
 )
+from svirtd.core.keys import Reader, boolean, one_of, read_keys
 from svirtd.core.model import Access
 from svirtd.core.names import check_vm_name
 from svirtd.errors import ConfigError, InvalidArgs
@@ -29,8 +26,6 @@ _DEVICE: Final = re.compile(r"/dev(?:/[A-Za-z0-9_:+-][A-Za-z0-9_.:+-]{0,63}){1,8
 _LEVELS: Final = re.compile(r"s(0|[1-9]\d{0,3})(?:-s(0|[1-9]\d{0,3}))?")
 _DESCRIPTION_MAX: Final = 512
 _BASE: Final = "based-on"
-
-Reader = Callable[[Any], Any]
 
 
 def _description(value: Any) -> str:
@@ -45,20 +40,14 @@ def _type(value: Any) -> str:
     return value
 
 
-def _access(value: Any) -> Access:
-    if not isinstance(value, str) or value not in tuple(Access):
-        raise ValueError(_one_of(Access))
-    return Access(value)
-
-
 def _accesses(value: Any) -> frozenset[Access]:
     if not isinstance(value, list) or not value:
-        raise ValueError(f"a list of accesses, each {_one_of(Access)}")
-    return frozenset(_access(one) for one in value)
+        raise ValueError(f"a list of accesses, each {_named(Access)}")
+    return frozenset(map(one_of(Access), value))
 
 
 def _groups(value: Any) -> GroupRule | frozenset[str]:
-    expected = f"{_one_of(GroupRule)}, or a list of names of groups"
+    expected = f"{_named(GroupRule)}, or a list of names of groups"
     if isinstance(value, str) and value in tuple(GroupRule):
         return GroupRule(value)
     if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
@@ -67,12 +56,6 @@ def _groups(value: Any) -> GroupRule | frozenset[str]:
         return frozenset(check_vm_name(one) for one in value)
     except InvalidArgs as error:
         raise ValueError(f"{expected} ({error})") from None
-
-
-def _network(value: Any) -> Network:
-    if not isinstance(value, str) or value not in tuple(Network):
-        raise ValueError(_one_of(Network))
-    return Network(value)
 
 
 def _devices(value: Any) -> tuple[str, ...] | None:
@@ -95,19 +78,7 @@ def _levels(value: Any) -> tuple[int, int]:
     return low, high
 
 
-def _written(value: Any) -> Written:
-    if not isinstance(value, str) or value not in tuple(Written):
-        raise ValueError(_one_of(Written))
-    return Written(value)
-
-
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004 -- readers speak with ValueError
-    return value
-
-
-def _one_of(values: Any) -> str:
+def _named(values: Any) -> str:
     return " or ".join(f'"{one}"' for one in values)
 
 
@@ -117,13 +88,13 @@ KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "process-type": ("process_type", _type),
     "image-type": ("image_type", _type),
     "accesses": ("accesses", _accesses),
-    "default-access": ("default_access", _access),
+    "default-access": ("default_access", one_of(Access)),
     "groups": ("groups", _groups),
-    "network": ("network", _network),
+    "network": ("network", one_of(Network)),
     "devices": ("devices", _devices),
     "levels": ("levels", _levels),
-    "written": ("written", _written),
-    "digest": ("digest", _boolean),
+    "written": ("written", one_of(Written)),
+    "digest": ("digest", boolean),
 }
 
 
@@ -158,20 +129,7 @@ def _read(path: str, name: str, keys: Any, known: Goals) -> Goal:
             f"{where}: there is a goal of this name already, in {known[name].source}; expected "
             "another name"
         )
-    values = {}
-    for key, value in keys.items():
-        if key == _BASE:
-            continue
-        if key not in KEYS:
-            expected = ", ".join(sorted([*KEYS, _BASE]))
-            raise ConfigError(f"{where} {key}: unknown key; expected one of {expected}")
-        field, reader = KEYS[key]
-        try:
-            values[field] = reader(value)
-        except ValueError as error:
-            raise ConfigError(
-                f"{where} {key}: {value!r} cannot be used; expected {error}"
-            ) from error
+    values = read_keys(f"{where} ", keys, KEYS, [_BASE])
     base = _base(where, keys.get(_BASE, ISOLATED.name), known)
     found = replace(base, **{"description": "", **values}, name=name, source=path)
     _refuse_contradictions(where, found)

@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A VM as a file, /etc/svirtd/vms.d/NAME.toml: its command or QEMU's options, disks, goal. Pure.
 
-Every error names the file, the key and what was expected. Nothing unknown is passed over: a disk
-that was mistyped must not silently be one that others may write.
+A disk that was mistyped must not silently be one that others may write: see core/keys.py.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
+from svirtd.core.keys import Reader, boolean, one_of, read_keys, whole
 from svirtd.core.model import Access, Backing, Format
 from svirtd.core.names import check_resource_id
 from svirtd.errors import ConfigError, InvalidArgs
-
-T = TypeVar("T")
-Reader = Callable[[Any], Any]
 
 FOLDER: Final = "/etc/svirtd/vms.d"
 _ASSIGNED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
@@ -114,23 +111,6 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(_text(one) for one in value)
 
 
-def _boolean(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")  # noqa: TRY004
-    return value
-
-
-def _one_of(values: Any) -> Reader:
-    known = {str(one): one for one in values}
-
-    def read(value: Any) -> Any:
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(" or ".join(f'"{one}"' for one in known))
-        return known[value]
-
-    return read
-
-
 def _id(value: Any) -> str:
     try:
         return check_resource_id(_text(value))
@@ -143,15 +123,6 @@ def _word(value: Any) -> str:
     if not isinstance(value, str) or not _WORD.fullmatch(value):
         raise ValueError("a word as QEMU has it, such as q35, without commas")
     return value
-
-
-def _number(low: int, high: int) -> Reader:
-    def read_number(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise ValueError(f"a whole number from {low} to {high}")
-        return value
-
-    return read_number
 
 
 def _size(value: Any) -> str:
@@ -188,7 +159,7 @@ KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "uuid": ("uuid", _text),
     "user": ("user", _text),
     "directory": ("directory", _path),
-    "persistent": ("persistent", _boolean),
+    "persistent": ("persistent", boolean),
     "environment": ("environment", _environment),
     "properties": ("properties", _properties),
 }
@@ -198,35 +169,34 @@ QEMU_KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "accel": ("accel", _word),
     "cpu": ("cpu", _word),
     "memory": ("memory", _size),
-    "cpus": ("cpus", _number(1, _CPUS_MAX)),
-    "network": ("network", _one_of(("none", "user"))),
-    "shutdown-timeout": ("shutdown_s", _number(0, _SHUTDOWN_MAX_S)),
+    "cpus": ("cpus", whole(1, _CPUS_MAX)),
+    "network": ("network", one_of(("none", "user"))),
+    "shutdown-timeout": ("shutdown_s", whole(0, _SHUTDOWN_MAX_S)),
     "arguments": ("arguments", _arguments),
 }
 DISK_KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
     "path": ("path", _path),
-    "access": ("access", _one_of(Access)),
+    "access": ("access", one_of(Access)),
     "id": ("id", _id),
     "group": ("group", _text),
     "level": ("level", _text),
-    "format": ("format", _one_of(Format)),
-    "backing": ("backing", _one_of(Backing)),
+    "format": ("format", one_of(Format)),
+    "backing": ("backing", one_of(Backing)),
     "overlay": ("overlay", _path),
-    "recursive": ("recursive", _boolean),
-    "qemu": ("at_qemu", _one_of(("disk", "cdrom", "none"))),
+    "recursive": ("recursive", boolean),
+    "qemu": ("at_qemu", one_of(("disk", "cdrom", "none"))),
 }
 _SECTIONS: Final = ("qemu", "disk")
 
 
 def read(path: str, tables: Mapping[str, Any]) -> VMFile:
     """Return the VM of a parsed file. Raises ConfigError."""
-    top = {key: value for key, value in tables.items() if key not in _SECTIONS}
-    values = _keys(path, "", top, KEYS, _SECTIONS)
+    values = read_keys(f"{path}: ", tables, KEYS, _SECTIONS)
     qemu = tables.get("qemu")
     if qemu is not None:
         if not isinstance(qemu, dict):
             raise ConfigError(f"{path}: qemu: expected a section, [qemu], with keys")
-        values["qemu"] = Qemu(**_keys(path, "[qemu] ", qemu, QEMU_KEYS))
+        values["qemu"] = Qemu(**read_keys(f"{path}: [qemu] ", qemu, QEMU_KEYS))
     disks = tables.get("disk", [])
     if not isinstance(disks, list) or not all(isinstance(one, dict) for one in disks):
         raise ConfigError(f"{path}: disk: expected sections, [[disk]], one for each")
@@ -240,33 +210,11 @@ def read(path: str, tables: Mapping[str, Any]) -> VMFile:
     return found if found.qemu is None else _for_qemu(path, found)
 
 
-def _keys(
-    path: str,
-    where: str,
-    table: Mapping[str, Any],
-    keys: Mapping[str, tuple[str, Reader]],
-    sections: Sequence[str] = (),
-) -> dict[str, Any]:
-    values = {}
-    for key, value in table.items():
-        if key not in keys:
-            expected = ", ".join(sorted([*keys, *sections]))
-            raise ConfigError(f"{path}: {where}{key}: unknown key; expected one of {expected}")
-        name, reader = keys[key]
-        try:
-            values[name] = reader(value)
-        except ValueError as error:
-            raise ConfigError(
-                f"{path}: {where}{key}: {value!r} cannot be used; expected {error}"
-            ) from error
-    return values
-
-
 def _disk(path: str, number: int, table: Mapping[str, Any]) -> FileDisk:
-    where = f"[[disk]] {number} "
-    values = _keys(path, where, table, DISK_KEYS)
+    where = f"{path}: [[disk]] {number} "
+    values = read_keys(where, table, DISK_KEYS)
     if "path" not in values:
-        raise ConfigError(f"{path}: {where}path: is not there; expected an absolute path")
+        raise ConfigError(f"{where}path: is not there; expected an absolute path")
     return FileDisk(**values)
 
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from svirtd.core.groups import moment
+from svirtd.core.keys import Reader, one_of, read_keys
 from svirtd.core.model import VM
 from svirtd.core.names import check_group_name, check_uuid, shown
-from svirtd.errors import InvalidArgs
+from svirtd.errors import ConfigError, InvalidArgs
 
-_KEYS: Final = ("classes", "scope")
 _VM_ID: Final = re.compile(r"[0-9a-f]{16}")
 _OWNER: Final = re.compile(r"uid:(0|[1-9][0-9]{0,9})")
 
@@ -200,23 +200,14 @@ def _counting(wall: Wall, known: set[str], who: Who, history: Iterable[Held]) ->
     )
 
 
-def read_wall_keys(table: Any) -> dict[str, Any]:
+def read_wall_keys(where: str, table: Any) -> dict[str, Any]:
     """Return the keys of a wall's section as the fields of Wall that they give.
 
-    Raises ValueError that names the key and what was expected.
+    `where` comes before the key in errors. Raises ConfigError.
     """
     if not isinstance(table, dict):
-        raise ValueError("expected a section with keys")  # noqa: TRY004 -- as configuration reads
-    readers: Mapping[str, Any] = {"classes": _classes, "scope": _scope}
-    found = {}
-    for key, value in table.items():
-        if key not in readers:
-            raise ValueError(f"{key}: unknown key; expected one of {', '.join(_KEYS)}")
-        try:
-            found[key] = readers[key](value)
-        except ValueError as error:
-            raise ValueError(f"{key}: {value!r} cannot be used; expected {error}") from error
-    return found
+        raise ConfigError(f"{where}expected a section with keys")
+    return read_keys(where, table, KEYS)
 
 
 def check_wall_name(name: str) -> str:
@@ -249,7 +240,8 @@ def _group(name: Any, what: str) -> str:
         ) from None
 
 
-def _scope(value: Any) -> Scope:
-    if value not in tuple(Scope):
-        raise ValueError('"vm" or "owner"')
-    return Scope(value)
+# Key → field of a Wall and how it is read.
+KEYS: Final[Mapping[str, tuple[str, Reader]]] = {
+    "classes": ("classes", _classes),
+    "scope": ("scope", one_of(Scope)),
+}

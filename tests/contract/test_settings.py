@@ -76,7 +76,7 @@ def test_sample_shows_the_defaults(tmp_path: Path) -> None:
 
 
 def test_page_has_every_key() -> None:
-    assert set(_on_page()) == _KEYS | {(_WALL, key) for key in walls._KEYS}
+    assert set(_on_page()) == _KEYS | {(_WALL, key) for key in walls.KEYS}
 
 
 def test_the_wall_of_the_sample_is_one(tmp_path: Path) -> None:
