@@ -189,6 +189,7 @@ class Client:
 
     def __init__(self, bus: str | None = None) -> None:
         self.runner = asyncio.Runner()
+        self.deadline_s = DEADLINE_S
         self.signals: list[Message] = []
         self.connection = self.runner.run(Connection.open(bus))
 
@@ -243,7 +244,7 @@ class Client:
         """As call(), but return the whole reply; its descriptors belong to the test."""
         return self.runner.run(
             self.connection.call(
-                NAME, path, interface, member, signature, body, timeout_s=DEADLINE_S, fds=fds
+                NAME, path, interface, member, signature, body, timeout_s=self.deadline_s, fds=fds
             )
         )
 

@@ -26,6 +26,8 @@ ACCESSES: Final = (
 
 
 def matrix(client: Client) -> list[dict[str, Any]]:
+    # Thousands of questions to the kernel, emulated.
+    client.deadline_s = 120.0
     (cells,) = client.call("Matrix", "a{sv}", {})
     return [dict(unwrap(one)) for one in cells]
 
