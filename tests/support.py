@@ -30,15 +30,21 @@ DEADLINE_S = 20.0
 
 
 def wait_for(what: str, look: Callable[[], T | None], deadline_s: float = DEADLINE_S) -> T:
-    """Look again and again until something true is seen; fail past the deadline."""
+    """Look again and again until something true is seen; fail past the deadline.
+
+    Where a look takes long, as one that starts a program in an emulated machine, it rests as long:
+    what is waited for needs the processor, too.
+    """
     end = time.monotonic() + deadline_s
     while True:
+        began = time.monotonic()
         found = look()
         if found:
             return found
-        if time.monotonic() > end:
+        now = time.monotonic()
+        if now > end:
             raise AssertionError(f"not seen within {deadline_s} s: {what}")
-        time.sleep(0.02)
+        time.sleep(min(max(now - began, 0.02), 1.0))
 
 
 def label(path: Path | str) -> str | None:
