@@ -16,8 +16,9 @@ from tests.guest.inside.conftest import systemctl
 from tests.guest.inside.others import CONTAINER, Container, Domain
 from tests.guest.inside.test_f_drift import verify
 from tests.guest.inside.vms import Captive, categories, disk
-from tests.support import GROUP, PROPERTIES, ROOT, Client, label, unwrap
+from tests.support import GROUP, PROPERTIES, ROOT, VM, Client, label, unwrap
 
+OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
 EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
 # Few enough that whoever draws meets what the others have; fewer libvirt refuses to draw from.
 SMALL: Final = "c0.c8"
@@ -50,6 +51,13 @@ def acquire_all(client: Client, new: Iterator[str]) -> dict[str, frozenset[int]]
                 raise
             return found
         found[name] = categories(client.properties(name)["ProcessContext"])
+
+
+def drawn_by_all(client: Client) -> list[frozenset[int]]:
+    """The pair of every VM, asked for at once: asking each takes longer than its draw."""
+    (tree,) = client.call("GetManagedObjects", interface=OBJECTS)
+    vms = [interfaces[VM] for interfaces in unwrap(tree).values() if VM in interfaces]
+    return [categories(str(vm["ProcessContext"])) for vm in vms]
 
 
 def foreign_contexts(client: Client) -> set[str]:
@@ -141,7 +149,8 @@ def test_many_draws_among_many_foreign_sets(client: Client, audit: Audit) -> Non
             some = [f"vm{number}" for number in range(AT_ONCE)]
             for name in some:
                 client.call("Acquire", "saa{sv}a{sv}", name, [], {})
-                drawn.append(categories(client.properties(name)["ProcessContext"]))
+            drawn += drawn_by_all(client)
+            assert len(drawn) % AT_ONCE == 0
             for name in some:
                 client.release(name)
     finally:
