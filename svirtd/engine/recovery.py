@@ -173,7 +173,8 @@ class Recovery:
             self._operations.finish_acquire(operation)
             return True
         state = await self._units.running(vm)
-        if state is None:
+        # A process that has not executed its command yet may never do so: nobody was told of it.
+        if state is None or state.active == "activating":
             return False
         # Watched by _reconcile_unit, as every unit that was started before.
         entry = Entry(vm, tuple(holds))

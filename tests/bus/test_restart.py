@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What outlives the daemon, and what a new start settles."""
 
+import fcntl
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from svirtd.host.bus import Variant
+from svirtd.host.bus import BusError, Variant
 from tests.support import (
     Client,
     Daemon,
@@ -102,6 +104,35 @@ def test_a_running_vm_survives_the_daemon(
     os.kill(before["MainPID"], signal.SIGKILL)
     wait_for("the end is noticed", lambda: client.vms() == {})
     assert label(disk) is None
+
+
+def test_a_launch_whose_command_is_not_executed_yet_is_undone(
+    own_daemon: Daemon, client: Client, tmp_path: Path
+) -> None:
+    """Whether it can be is not known, so that the VM is not one that runs, not for a moment."""
+    disk, command = image(tmp_path / "a.img"), tmp_path / "command"
+    shutil.copy("/bin/sleep", command)
+    own_daemon.stop()
+    own_daemon.failpoints = "start-queued=kill"
+    own_daemon.start()
+    told = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    with open(command, "rb+") as held:
+        # Whoever executes it waits until this is given back.
+        fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        try:
+            with pytest.raises(BusError):
+                client.launch("vm", [str(command), "1000"], disk)
+            own_daemon.end(signal.SIGKILL)
+            assert svirt_units() == ["svirt-vm.service"]
+            assert label(disk) is not None
+            own_daemon.failpoints = ""
+            own_daemon.start()
+            assert client.vms() == {}
+            assert svirt_units() == []
+            assert label(disk) is None
+        finally:
+            fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            signal.signal(signal.SIGIO, told)
 
 
 def test_a_unit_that_ended_while_the_daemon_was_away(
