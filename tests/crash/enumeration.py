@@ -274,6 +274,7 @@ class Enumeration:
 
     def _take_back(self, name: str) -> None:
         client = self._world.client
+        self._world.libvirt.end()
         if client.vms().get(name, "reserved") != "reserved":
             client.release(name)
         if name in client.vms():

@@ -15,7 +15,8 @@ from tests.crash.scenarios import Fate
 from tests.crash.world import BYSTANDER, GROUP, LABELS, Resource, World, raw_label
 
 _VM: Final = (
-    "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context, groups"
+    "rank, id, name, state, categories, unit, main_pid, runtime_dir, process_context, groups,"
+    " labeller"
 )
 _POOL: Final = make_shape(frozenset(range(768)), frozenset(range(768, 1024)), frozenset(), 2)
 # Which files of world.more a VM has, with how, and what it is then.
@@ -25,6 +26,14 @@ _MORE: Final = {
     ((0, "readonly"), (1, "exclusive")): Fate.KEPT,
     ((2, "exclusive"), (3, "readonly")): Fate.CHAIN,
 }
+# What a VM that libvirt labels is, by its state in the book.
+_LIBVIRTS: Final = {
+    "reserved": Fate.RESERVED,
+    "labelled": Fate.CHECKED_IN,
+    "running": Fate.FOLLOWED,
+    "releasing": Fate.ENDING,
+}
+_HOLDING: Final = (Fate.LABELLED, Fate.RUNNING, Fate.CHECKED_IN, Fate.FOLLOWED, Fate.ENDING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +50,12 @@ class Row:
     runtime_dir: str
     process_context: str
     groups: str
+    labeller: str
 
     @property
     def fate(self) -> str:
+        if self.labeller:
+            return _LIBVIRTS.get(self.state, self.state)
         return {"reserved": Fate.RESERVED, "labelled": Fate.LABELLED, "running": Fate.RUNNING}.get(
             self.state, self.state
         )
@@ -107,7 +119,7 @@ class Judge:
             holds[name].add(tuple(hold))
         for name, row in vms.items():
             some = world.bystanders if name == BYSTANDER else tuple(self._resources)
-            if row.fate not in (Fate.LABELLED, Fate.RUNNING):
+            if row.fate not in _HOLDING:
                 some = ()
             some += tuple(
                 replace(world.more[n], access=access) for n, access in self._more(row).items()
@@ -118,7 +130,9 @@ class Judge:
                 label = LABELS[one.access].format(
                     f"c{world.category}" if shared else row.categories
                 )
-                wanted |= dict.fromkeys((one.path, *one.inside), label.encode() + b"\0")
+                # svirtd sets nothing that libvirt sets.
+                if not row.labeller or world.libvirt.has_labelled:
+                    wanted |= dict.fromkeys((one.path, *one.inside), label.encode() + b"\0")
                 original = None if one.original is None else one.original.decode().rstrip("\0")
                 expected.add((str(one.path), one.access, label, original))
             groups = GROUP if any(one.access == "group" for one in some) else ""
@@ -154,7 +168,10 @@ class Judge:
         if world.folders() != sorted(row.id for row in running):
             yield f"runtime folders: {world.folders()}"
         for row in vms:
-            if row.fate is not Fate.RUNNING and (row.unit or row.main_pid or row.runtime_dir):
+            if row.fate in (Fate.FOLLOWED, Fate.ENDING):
+                if (row.unit, row.main_pid, row.runtime_dir) != ("", world.libvirt.pid, ""):
+                    yield f"{row.name} is {row.state}, process {world.libvirt.pid}: {row}"
+            elif row.fate is not Fate.RUNNING and (row.unit or row.main_pid or row.runtime_dir):
                 yield f"{row.name} is {row.state} and has a unit or a folder: {row}"
 
     def _pool(self, vms: Collection[Row]) -> Iterator[str]:

@@ -31,6 +31,10 @@ class Fate(enum.StrEnum):
     OTHER = "another in its place"
     KEPT = "another, over it"
     CHAIN = "an image and what it lies over"
+    # What libvirt labels: entered, running as the process that libvirt told of, about to be over.
+    CHECKED_IN = "checked in"
+    FOLLOWED = "followed"
+    ENDING = "ending"
 
 
 @dataclass(slots=True)
@@ -222,11 +226,48 @@ def _detach(number: int) -> Callable[[Run], None]:
     return ask
 
 
+def _check_in(run: Run) -> None:
+    options = {
+        "labelled-by": Variant("s", "libvirt"),
+        "uuid": Variant("s", _UUID),
+        "persistent": Variant("b", True),
+    }
+    run.world.client.call("Acquire", "saa{sv}a{sv}", run.name, run.resources, options)
+
+
+def _libvirt_labels(run: Run) -> None:
+    _check_in(run)
+    run.world.libvirt.label(run.world.resources_of(run.size), run.name)
+
+
+def _follow(run: Run) -> None:
+    pid = run.world.libvirt.process()
+    path = f"{ROOT}/vm/{run.name}"
+    run.world.client.call("Follow", "ua{sv}", pid, {}, path=path, interface=VM)
+
+
+def _ending(run: Run) -> None:
+    path = f"{ROOT}/vm/{run.name}"
+    run.world.client.call("Ending", "a{sv}", {}, path=path, interface=VM)
+
+
+def _libvirt_forgets(run: Run) -> None:
+    _ending(run)
+    run.world.libvirt.end()
+
+
+def _libvirt_gives_back(run: Run) -> None:
+    _libvirt_forgets(run)
+    run.world.libvirt.give_back(run.world.resources_of(run.size))
+
+
 def _nothing(_run: Run) -> None:
     pass
 
 
 _IMAGE: Final = 2
+_LIBVIRTS: Final = (1, 5)
+_UUID: Final = "6c3a6e6e-0000-4000-8000-000000000001"
 _ATTACHED: Final = Step(_attach(0), Fate.MORE)
 _REPLACED: Final = Step(_attach(1, replaces="more0"), Fate.OTHER)
 ACQUIRED: Final = Step(_acquire, Fate.LABELLED)
@@ -234,6 +275,10 @@ LAUNCHED: Final = Step(_launch, Fate.RUNNING)
 RELEASED: Final = Step(_release, Fate.GONE)
 _KEPT: Final = Step(_acquire_persistent, Fate.LABELLED)
 _PUT_AWAY: Final = Step(_release, Fate.RESERVED)
+# The hook's calls in a domain's life; its set is kept from one to the next.
+_KNOWN: Final = (Step(_check_in, Fate.CHECKED_IN), _PUT_AWAY)
+_BY_LIBVIRT: Final = Step(_libvirt_labels, Fate.CHECKED_IN)
+_FOLLOWED: Final = Step(_follow, Fate.FOLLOWED)
 
 SCENARIOS: Final = (
     Scenario("first-start", (Step(_nothing, Fate.GONE),), sizes=(0,), with_book=False),
@@ -339,6 +384,32 @@ SCENARIOS: Final = (
         armed="label-write@{third_after}=errno:EROFS",
         sizes=(1,),
     ),
+    # A domain's life with libvirt. What libvirt is about to start goes on, as does what runs.
+    Scenario(
+        "check-in",
+        (Step(_check_in, Fate.CHECKED_IN), _PUT_AWAY),
+        before=_KNOWN,
+        sizes=_LIBVIRTS,
+    ),
+    Scenario(
+        "follow",
+        (_FOLLOWED, Step(_ending, Fate.ENDING)),
+        before=(_BY_LIBVIRT,),
+        sizes=_LIBVIRTS,
+    ),
+    # Its process has ended: the next start, too, gives back what libvirt did not, and no more.
+    Scenario(
+        "libvirt-forgets",
+        (Step(_release, Fate.RESERVED, silent=True),),
+        before=(_BY_LIBVIRT, _FOLLOWED, Step(_libvirt_forgets, Fate.ENDING)),
+        sizes=_LIBVIRTS,
+    ),
+    Scenario(
+        "libvirt-gives-back",
+        (Step(_release, Fate.RESERVED, silent=True),),
+        before=(_BY_LIBVIRT, _FOLLOWED, Step(_libvirt_gives_back, Fate.ENDING)),
+        sizes=(1,),
+    ),
     Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
 )
 
@@ -378,6 +449,8 @@ OPEN: Final = tuple(
         ("attach-image", Point.UNDO_AFTER),  # part of it is back
         ("replace", Point.LABEL_AFTER),  # both are labelled
         ("replace", Point.UNDO_SYNCED),  # one is, the other is not any more
+        ("check-in", Point.BEGIN_AFTER),  # entered, and its hook not answered
+        ("libvirt-forgets", Point.UNDO_BEFORE),
         ("caller-leaves", Point.BEGIN_BEFORE),
         ("unit-ends", Point.END_NOTICED),
     )

@@ -23,6 +23,7 @@ from typing import Any, Final
 from svirtd.core import overlays
 from svirtd.failpoints import Point
 from svirtd.host.bus import BusError, Variant
+from tests.crash.libvirt import Libvirt
 from tests.support import DEADLINE_S, XATTR, Client, Daemon, image, wait_for
 from tests.zygote import Zygote
 
@@ -128,6 +129,7 @@ class World:
         self.daemon.env["NOTIFY_SOCKET"] = str(self.folder / "notify")
         self.client = Client()
         self.client.listen()
+        self.libvirt = Libvirt(self.query)
         self._clean_book = self.folder / "clean-book"
         self._names = 0
         self.resources = tuple(self._resource(number) for number in range(_MOST - 1))
@@ -214,6 +216,7 @@ class World:
         """Bring back the beginning; whatever a failed case has left is ended."""
         if self.daemon.process is not None:
             self.daemon.kill()
+        self.libvirt.reset()
         for unit in self.units():
             self.systemd("StopUnit", "ss", unit, "replace")
         wait_for("no unit of an earlier case", lambda: not self.units())
