@@ -53,7 +53,8 @@ def main(options: Sequence[str]) -> int:
     print(
         f"crash: {len(BOUNDARIES)} boundaries, killed at {len(total.boundaries)} of them in "
         f"{len(total.killed_at)} calls; {total.killed_at.total()} kills, {total.recoveries} of "
-        f"them during recovery; {total.errors} errors injected; "
+        f"them during recovery; {total.errors} errors injected; {total.histories} random "
+        "histories; "
         f"{time.monotonic() - start:.0f} s"
     )
     return 1 if failed or missing else 0

@@ -53,6 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish() -> None:
     """Leave the counts for the verdict on all shards."""
+    _report.histories = figures["histories"]
     _report.save()
 
 

@@ -29,6 +29,7 @@ class Report:
     killed_at: Counter[str] = field(default_factory=Counter)
     recoveries: int = 0
     errors: int = 0
+    histories: int = 0
 
     @classmethod
     def of_environment(cls) -> "Report":
@@ -63,6 +64,7 @@ class Report:
                 "killed_at": self.killed_at,
                 "recoveries": self.recoveries,
                 "errors": self.errors,
+                "histories": self.histories,
             }
             Path(folder, f"{self.number}.json").write_text(json.dumps(counts))
 
@@ -76,6 +78,7 @@ def merged(folder: Path) -> Report:
         total.killed_at.update(counts["killed_at"])
         total.recoveries += counts["recoveries"]
         total.errors += counts["errors"]
+        total.histories += counts["histories"]
     return total
 
 
@@ -84,7 +87,9 @@ def missing(report: Report) -> list[str]:
     found = [
         f"no scenario kills at {point}" for point in BOUNDARIES if point not in report.boundaries
     ]
-    for point, site in calls():
+    called = calls()
+    found += [f"nothing calls {point}" for point in Point if point not in dict(called)]
+    for point, site in called:
         key = f"{point} {site}"
         if point in BOUNDARIES and key not in report.killed_at:
             found.append(f"no scenario kills at the call of {key}")
