@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from svirtd.host.bus import BusError, Message, Variant
+from tests.bus.faults import running
 from tests.sandbox import Sandbox
 from tests.support import (
     DEADLINE_S,
@@ -51,6 +52,25 @@ def open_operations(daemon: Daemon) -> int:
 
 def drifts(client: Client) -> list[dict[str, Any]]:
     return [dict(unwrap(body[0])) for body in client.seen("DriftFound")]
+
+
+def test_everything_is_compared_from_time_to_time(
+    sandbox: Sandbox, client: Client, tmp_path: Path
+) -> None:
+    """What no watch sees: nothing has happened to the object, its folder has another name."""
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    with running(tmp_path / "d", extra="[drift]\ninterval = 10\n"):
+        client.listen()
+        client.acquire("vm", image(folder / "a.img"))
+        # After the comparison at the start, and after the look that a watch begins with.
+        assert verify(client) == []
+        client.idle(0.5)
+        folder.rename(away)
+        (found,) = wait_for("it is told", lambda: drifts(client), 3 * DEADLINE_S)
+        assert (found["kind"], found["path"]) == ("missing", str(folder / "a.img"))
+        away.rename(folder)
+        client.release("vm")
 
 
 def test_nothing_differs(daemon: Daemon, client: Client, tmp_path: Path) -> None:
