@@ -4,12 +4,13 @@
 import asyncio
 import os
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from svirtd.core.trees import Mode, Report, Sweep
+from svirtd.core.trees import Mode, Report, Rule, Sweep
 from svirtd.host import tree_server
 from svirtd.host.crew import Offence, Other, beside_crew
 from tests.support import label, set_label
@@ -125,3 +126,17 @@ def _swept(
 
 async def _remember(_: Sequence[Other]) -> None:
     """What is labelled already, by the time before this."""
+
+
+def test_an_entry_that_cannot_be_labelled_is_named(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _uneven(root)
+    fixed = root / "07" / "20" / "in" / "30"
+    subprocess.run(["chattr", "+i", fixed], check=True)
+    try:
+        with pytest.raises(Offence) as caught:
+            _swept(root, Sweep(Mode.SET, NEW, None), 2, monkeypatch, [])
+    finally:
+        subprocess.run(["chattr", "-i", fixed], check=True)
+    assert (caught.value.rule, caught.value.path) == (Rule.FAILED, str(fixed.relative_to(root)))
