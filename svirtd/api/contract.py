@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The XML contract: parsed at start, served verbatim."""
 
+import functools
 import importlib.resources
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from svirtd.errors import StartError
 from svirtd.host.bus import parse_introspection
@@ -37,6 +39,10 @@ _FILES = (
     "org.svirt1.Group.xml",
     "org.svirt1.Job.xml",
 )
+# With the comment above it.
+_INTERFACE: Final = re.compile(
+    r'(?:  <!--(?:(?!-->).)*-->\n)?  <interface name="([^"]+)">.*?</interface>\n', re.S
+)
 _HEAD = """<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">
 """
@@ -53,8 +59,10 @@ class Interface:
     text: str
 
 
-def load() -> dict[str, Interface]:
-    """Read every interface of the contract. Raises StartError if a file is missing or broken."""
+@functools.cache
+def load() -> Mapping[str, Interface]:
+    """Read every interface of the contract, once in a process. Raises StartError if a file is
+    missing or broken."""
     found: dict[str, Interface] = {}
     for file in _FILES:
         text = _read(file)
@@ -62,12 +70,11 @@ def load() -> dict[str, Interface]:
             parsed = parse_introspection(text)
         except ValueError as error:
             raise StartError(f"the contract file {file} is broken: {error}") from error
+        texts = {match[1]: match[0] for match in _INTERFACE.finditer(text)}
         for name, (methods, signals, properties) in parsed.items():
-            interface = rf'  <interface name="{re.escape(name)}">.*?</interface>\n'
-            match = re.search(rf"(  <!--((?!-->).)*-->\n)?{interface}", text, re.S)
-            if match is None:
+            if name not in texts:
                 raise StartError(f"the contract file {file} has no text for {name}")
-            found[name] = Interface(name, methods, signals, properties, match[0])
+            found[name] = Interface(name, methods, signals, properties, texts[name])
     return found
 
 

@@ -8,7 +8,7 @@ text, the log gets the details.
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ class Router:
         self,
         bus: Connection,
         objects: Objects,
-        contract: dict[str, Interface],
+        contract: Mapping[str, Interface],
         journal: Journal,
         limits: Callable[[], Limits],
         spawn: Callable[[Coroutine[Any, Any, None]], None],
