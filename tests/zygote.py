@@ -4,7 +4,8 @@
 What runs is the real main() in a process of its own, a child of the tester like any other, with the
 arguments, environment, folder and output it is given, and with the signal dispositions and the one
 thread of a fresh process. Two things differ: its command line in /proc, and that svirtd's modules
-were imported before its environment was set (none of them looks at it that early).
+were imported, and parts of a start gone through (see rehearsal.py), before its environment was set
+(nothing of that looks at it).
 """
 
 import ctypes
@@ -154,7 +155,9 @@ def _become(request: dict[str, Any]) -> None:
 def main() -> int:
     """Serve on standard input until its other end is closed; in a forked process, run svirtd."""
     from svirtd.daemon import main as svirtd
+    from tests.rehearsal import rehearse
 
+    rehearse()
     # What stands here is never garbage: no daemon need walk it, and no page is copied for that.
     gc.collect()
     gc.freeze()
