@@ -2,13 +2,13 @@
 """Acquire and Release: labels on real files, all or nothing, given back."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from svirtd.host.bus import Variant
+from tests.mounts import mounted, remount
 from tests.support import Client, Daemon, image, label, resources, set_label, unwrap, wait_for
 
 USER_HOME = "unconfined_u:object_r:user_home_t:s0"
@@ -99,7 +99,7 @@ def test_what_is_labelled_right_already_needs_no_write(
     """An installation medium on a file system that is read-only."""
     disk = image(tmp_path / "source" / "a.iso")
     set_label(disk, "system_u:object_r:virt_content_t:s0")
-    subprocess.run(["mount", "-o", "remount,bind,ro", bind_mount], check=True)
+    remount(bind_mount, "bind,ro")
     client.acquire("vm", bind_mount / "a.iso", access="public")
     (held,) = client.properties("vm")["Resources"]
     assert held["context"] == held["original"] == label(disk)
@@ -132,10 +132,8 @@ def test_all_or_nothing_over_many(daemon: Daemon, client: Client, tmp_path: Path
 @pytest.fixture
 def bind_mount(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "source").mkdir()
-    (tmp_path / "mount").mkdir()
-    subprocess.run(["mount", "--bind", tmp_path / "source", tmp_path / "mount"], check=True)
-    yield tmp_path / "mount"
-    subprocess.run(["umount", tmp_path / "mount"], check=True)
+    with mounted(tmp_path / "mount", "--bind", tmp_path / "source") as folder:
+        yield folder
 
 
 def test_a_held_file_is_busy_under_every_name(

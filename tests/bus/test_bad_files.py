@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Objects that must not be labelled, under whatever name they come: refused with a reason."""
 
-import contextlib
 import os
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from svirtd.host.bus import BusError, Variant
 from tests.attack import INVALID, OWN, REFUSED, assert_refused, nothing_changes
+from tests.mounts import mounted, remount
 from tests.support import Client, Daemon, image, label, resources, set_label
 
 ACQUIRE = "saa{sv}a{sv}"
@@ -221,24 +220,12 @@ def test_one_resource_twice(daemon: Daemon, client: Client, tmp_path: Path) -> N
                     assert_refused(refused, INVALID, "same file", "name each resource once")
 
 
-@contextlib.contextmanager
-def mounted(kind: str, target: Path, options: str = "") -> Iterator[Path]:
-    """A file system of a kind, mounted while the block runs."""
-    target.mkdir()
-    option = ["-o", options] if options else []
-    subprocess.run(["mount", "-t", kind, *option, "none", target], check=True)
-    try:
-        yield target
-    finally:
-        subprocess.run(["umount", target], check=True)
-
-
 @pytest.mark.parametrize("kind", ["ramfs", "mqueue"])
 def test_a_file_system_without_labels(
     daemon: Daemon, client: Client, tmp_path: Path, kind: str
 ) -> None:
     good = image(tmp_path / "good.img")
-    with mounted(kind, tmp_path / "m") as folder:
+    with mounted(tmp_path / "m", "-t", kind, "none") as folder:
         (folder / "a.img").touch()
         with nothing_changes(client, tmp_path):
             for access in ACCESSES:
@@ -251,9 +238,9 @@ def test_a_file_system_without_labels(
 
 def test_a_read_only_file_system(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     good = image(tmp_path / "good.img")
-    with mounted("tmpfs", tmp_path / "m") as folder:
+    with mounted(tmp_path / "m", "-t", "tmpfs", "none") as folder:
         disk = image(folder / "a.img")
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        remount(folder, "ro")
         with nothing_changes(client, tmp_path):
             refused = client.error("Acquire", ACQUIRE, "vm", resources(good, disk), {})
             assert_refused(refused, REFUSED, "for reading and writing", "remount it read-write")
@@ -266,14 +253,10 @@ def test_a_read_only_file_system(daemon: Daemon, client: Client, tmp_path: Path)
 
 def test_a_read_only_bind_mount(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    (tmp_path / "m").mkdir()
-    subprocess.run(["mount", "--bind", tmp_path, tmp_path / "m"], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", tmp_path / "m"], check=True)
-        refused = client.error("Acquire", ACQUIRE, "vm", resources(tmp_path / "m" / "a.img"), {})
+    with mounted(tmp_path / "m", "--bind", tmp_path) as folder:
+        remount(folder, "bind,ro")
+        refused = client.error("Acquire", ACQUIRE, "vm", resources(folder / "a.img"), {})
         assert_refused(refused, REFUSED, "mounted read-only")
-    finally:
-        subprocess.run(["umount", tmp_path / "m"], check=True)
     assert label(disk) is None
     assert client.vms() == {}
 

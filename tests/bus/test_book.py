@@ -15,6 +15,7 @@ import pytest
 from svirtd.host.bus import Variant
 from svirtd.host.journal import MessageId
 from tests.books import damage
+from tests.mounts import mounted, remount
 from tests.sandbox import Sandbox
 from tests.support import DEADLINE_S, Client, Daemon, image, label, set_label, svirt_units, wait_for
 
@@ -303,12 +304,8 @@ def test_a_unit_under_a_set_in_quarantine_is_left_alone(
 def small(sandbox: Sandbox, tmp_path: Path) -> Iterator[Path]:
     """A file system of the book's own."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", folder], check=True)
-    try:
+    with mounted(folder, "-t", "tmpfs", "-o", "size=16m", "small"):
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -327,7 +324,7 @@ def test_a_book_that_the_disk_keeps_back_stays(
     # Nothing of the book lies in its log, and the log has to grow again.
     before = contents(daemon.book.parent)
     if why == "read-only":
-        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        remount(small, "ro")
     else:
         with open(small / "ballast", "wb", buffering=0) as file:
             while os.statvfs(small).f_bavail:
@@ -337,7 +334,7 @@ def test_a_book_that_the_disk_keeps_back_stays(
     assert aside(daemon) == []
     if why == "read-only":
         assert contents(daemon.book.parent) == before
-        subprocess.run(["mount", "-o", "remount,rw", small], check=True)
+        remount(small, "rw")
     else:
         assert (daemon.book.read_bytes()) == before["book.sqlite"]
         (small / "ballast").unlink()

@@ -2,7 +2,6 @@
 """The book's file system is full: requests fail by name, nothing changes, and all works again."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from svirtd.host.bus import BusError
 from tests.attack import OWN, assert_refused, nothing_changes
+from tests.mounts import mounted
 from tests.sandbox import Sandbox
 from tests.support import Client, Daemon, image, label, resources, wait_for
 
@@ -20,12 +20,8 @@ MOST = 2000
 def small(sandbox: Sandbox, tmp_path: Path) -> Iterator[Path]:
     """A file system that the book fits on, with its log."""
     folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "small", folder], check=True)
-    try:
+    with mounted(folder, "-t", "tmpfs", "-o", "size=16m", "small"):
         yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 def fill(folder: Path) -> Path:

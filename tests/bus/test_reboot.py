@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import Variant
+from tests.mounts import mounted, unmount
 from tests.support import Client, Daemon, image, label, set_label
 
 PERSISTENT = Variant("b", True)
@@ -53,7 +54,7 @@ class Volume:
 
     def unmount(self) -> None:
         if os.path.ismount(self.at):
-            subprocess.run(["umount", self.at], check=True)
+            unmount(self.at)
 
     def move(self) -> None:
         """Mount the same file system under another device number."""
@@ -206,16 +207,13 @@ def test_another_file_system_is_not_taken_for_the_first(
     own_daemon: Daemon, client: Client, tmp_path: Path, theirs: str
 ) -> None:
     """A tmpfs counts its inodes from the start: path and inode number are the same as before."""
-    folder = tmp_path / "fs"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "old", folder], check=True)
-    try:
+    with mounted(tmp_path / "fs", "-t", "tmpfs", "old") as folder, ExitStack() as undo:
         disk = image(folder / "disk.img")
         client.acquire("vm", disk)
         old = os.stat(disk)
         with reboot(own_daemon):
             # On top, so that it gets another number.
-            subprocess.run(["mount", "-t", "tmpfs", "new", folder], check=True)
+            undo.enter_context(mounted(folder, "-t", "tmpfs", "new"))
             set_label(image(disk), theirs)
         new = os.stat(disk)
         assert (new.st_ino, new.st_dev != old.st_dev) == (old.st_ino, True)
@@ -223,10 +221,6 @@ def test_another_file_system_is_not_taken_for_the_first(
         assert label(disk) == theirs
         assert devices(own_daemon, "quarantine") == {-1}
         assert client.manager()["PairsQuarantined"] == 1
-    finally:
-        subprocess.run(["umount", folder], check=True)
-        os.removexattr(disk, "security.selinux")
-    subprocess.run(["umount", folder], check=True)
     sql(own_daemon, "DELETE FROM quarantine")  # it has left with its file system
 
 
@@ -296,15 +290,13 @@ def test_files_of_one_device_on_two_devices_are_refused(
         image(over.at / f"more{name}")
     bait = next(p for p in over.at.iterdir() if p.stat().st_ino == os.stat(hidden).st_ino)
     os.rename(bait, over.at / "b.img")
-    with reboot(own_daemon):
-        subprocess.run(["mount", "--bind", over.at, volume.at / "sub"], check=True)
-    try:
+    with ExitStack() as undo:
+        with reboot(own_daemon):
+            undo.enter_context(mounted(volume.at / "sub", "--bind", over.at))
         assert devices(own_daemon) == {volume.number}
         client.release("vm")
         assert (label(stays), label(hidden)) == (None, None)
         assert client.manager()["PairsQuarantined"] == 1
-    finally:
-        subprocess.run(["umount", volume.at / "sub"], check=True)
     assert label(hidden) == held
     os.removexattr(hidden, "security.selinux")
     own_daemon.stop()

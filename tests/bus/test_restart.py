@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import BusError, Variant
+from tests.mounts import mounted, remount
 from tests.support import (
     Client,
     Daemon,
@@ -259,13 +260,10 @@ def test_a_release_that_was_cut_off_is_finished(
 def test_a_label_that_cannot_be_given_back_fails_the_vm_until_it_can(
     own_daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "fs"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    try:
+    with mounted(tmp_path / "fs", "-t", "tmpfs", "tmpfs") as folder:
         disk = image(folder / "a.img")
         client.acquire("vm", disk)
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        remount(folder, "ro")
         refused = client.error("Release", "sa{sv}", "vm", {})
         assert refused.name == "org.svirt1.Error.Drift"
         assert "read-only" in refused.text
@@ -276,12 +274,10 @@ def test_a_label_that_cannot_be_given_back_fails_the_vm_until_it_can(
         own_daemon.kill()
         own_daemon.start()
         assert client.vms() == {"vm": "failed"}
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        remount(folder, "rw")
         client.release("vm")
         assert client.vms() == {}
         assert label(disk) is None
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 PUBLIC = "system_u:object_r:virt_content_t:s0"
@@ -290,15 +286,8 @@ PUBLIC = "system_u:object_r:virt_content_t:s0"
 @pytest.fixture
 def sealed(tmp_path: Path) -> Iterator[Path]:
     """A file system that a test remounts."""
-    folder = tmp_path / "sealed"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def remount(folder: Path, how: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+    with mounted(tmp_path / "sealed", "-t", "tmpfs", "tmpfs") as folder:
+        yield folder
 
 
 def test_a_release_that_failed_gives_back_what_others_have_left_meanwhile(

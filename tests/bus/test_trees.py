@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from svirtd.host.bus import BusError, Variant
+from tests.mounts import mounted
 from tests.support import (
     JOB,
     PROPERTIES,
@@ -170,17 +171,13 @@ def test_mounts_in_a_tree_are_not_entered(
     daemon: Daemon, client: Client, tree: Path, tmp_path: Path
 ) -> None:
     inside, outside = tree / "d0" / "mounted", tmp_path / "elsewhere"
-    inside.mkdir()
     outside.mkdir()
     image(outside / "file", 1)
-    subprocess.run(["mount", "--bind", outside, inside], check=True)
-    try:
+    with mounted(inside, "--bind", outside):
         acquire(client, "vm", resource(tree))
         assert raw(outside) is raw(outside / "file") is None
         assert raw(tree / "d0" / "in") is not None
         client.release("vm")
-    finally:
-        subprocess.run(["umount", inside], check=True)
     assert raw(outside / "file") is None
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from svirtd.host.bus import BusError, Message, Variant
 from tests.bus.faults import running
+from tests.mounts import mounted, remount
 from tests.sandbox import Sandbox
 from tests.support import (
     DEADLINE_S,
@@ -296,14 +297,9 @@ def test_a_scan_finds_files_of_no_vm_and_keeps_their_set_back(
     (folder / "link.img").symlink_to(tmp_path / "outside.img")
     (folder / "link").symlink_to(tmp_path)
     set_label(image(folder / "container"), "system_u:object_r:container_file_t:s0:c1,c2")
-    mount = folder / "mount"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", mount], check=True)
-    try:
+    with mounted(folder / "mount", "-t", "tmpfs", "tmpfs") as mount:
         set_label(image(mount / "other.img"), FOREIGN)
         found = {one["path"]: one for one in verify(client, folder, repair=True)}
-    finally:
-        subprocess.run(["umount", mount], check=True)
     assert set(found) == {str(orphan), str(copy)}
     assert {one["kind"] for one in found.values()} == {"orphan"}
     assert (found[str(orphan)]["vm"], found[str(copy)]["vm"]) == ("", "vm")
@@ -326,25 +322,20 @@ def test_a_scan_finds_files_of_no_vm_and_keeps_their_set_back(
 def test_what_cannot_be_finished_is_named_and_finished_when_asked(
     own_daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "fs"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", folder], check=True)
-    try:
+    with mounted(tmp_path / "fs", "-t", "tmpfs", "tmpfs") as folder:
         disk = image(folder / "a.img")
         client.acquire("vm", disk)
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        remount(folder, "ro")
         with pytest.raises(BusError):
             client.release("vm")
         (finding,) = verify(client, repair=True)
         assert (finding["kind"], finding["vm"], finding["repaired"]) == ("unfinished", "vm", False)
         assert "read-only" in finding["reason"]
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        remount(folder, "rw")
         assert [one["kind"] for one in verify(client)] == ["unfinished"]
         assert verify(client, repair=True) == []
         assert client.vms() == {}
         assert label(disk) is None
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture

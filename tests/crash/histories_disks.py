@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from tests.mounts import unmount
 from tests.sandbox import kernel
 from tests.support import XATTR, label, set_label
 
@@ -40,7 +41,7 @@ class Disks:
     def close(self) -> None:
         """Unmount; the loop device goes with its mount."""
         for place in (self.view, self._disks):
-            subprocess.run(["umount", place], check=True)
+            unmount(place)
 
     def path(self, path: str) -> str:
         """The absolute path of "FOLDER/NAME"."""

@@ -13,6 +13,7 @@ import pytest
 from tests.attack import OWN, assert_refused
 from tests.crash.errors import Errors
 from tests.fixtures import leftovers
+from tests.mounts import mounted, remount
 from tests.sandbox import Sandbox
 from tests.support import Client, Daemon, image, label, resources, set_label
 from tests.zygote import Zygote
@@ -20,17 +21,6 @@ from tests.zygote import Zygote
 BLOCK = 1024
 FIRST = "system_u:object_r:virt_image_t:s0"
 SECOND = "unconfined_u:object_r:user_home_t:s0"
-
-
-@contextlib.contextmanager
-def mounted(folder: Path, *arguments: str) -> Iterator[Path]:
-    """Mount something on a folder meanwhile."""
-    folder.mkdir()
-    subprocess.run(["mount", *arguments, folder], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture
@@ -122,16 +112,16 @@ def test_a_file_system_that_is_read_only(daemon: Daemon, client: Client, tmp_pat
     other = image(tmp_path / "other.img")
     with mounted(tmp_path / "fs", "-t", "tmpfs", "tmpfs") as folder:
         disk = image(folder / "a.img")
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        remount(folder, "ro")
         asked = [*resources(other), *resources(disk, access="readonly")]
         refused = client.error("Acquire", "saa{sv}a{sv}", "vm", asked, {})
         assert_refused(refused, OWN + "LabelRefused", str(disk), "remount it read-write")
         assert (label(other), label(disk)) == (None, None)
         assert client.vms() == {}
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        remount(folder, "rw")
         client.call("Acquire", "saa{sv}a{sv}", "vm", asked, {})
         held = label(disk)
-        subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        remount(folder, "ro")
         refused = client.error("Release", "sa{sv}", "vm", {})
         assert_refused(refused, OWN + "Drift", str(disk), "remount it read-write")
         assert (label(other), label(disk)) == (None, held)
@@ -139,7 +129,7 @@ def test_a_file_system_that_is_read_only(daemon: Daemon, client: Client, tmp_pat
         daemon.start()
         assert client.vms() == {"vm": "failed"}
         assert label(disk) == held
-        subprocess.run(["mount", "-o", "remount,rw", folder], check=True)
+        remount(folder, "rw")
         daemon.kill()
         daemon.start()
         assert client.vms() == {}
@@ -182,13 +172,10 @@ def test_a_book_that_cannot_be_written_at_start(
     held = label(disk)
     daemon.kill()
     book = daemon.book.parent
-    subprocess.run(["mount", "--bind", book, book], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", book], check=True)
+    with mounted(book, "--bind", book):
+        remount(book, "bind,ro")
         assert start_fails(daemon) == 3
         assert "ead-only file system" in daemon.output()
-    finally:
-        subprocess.run(["umount", book], check=True)
     assert label(disk) == held
     daemon.start()
     assert client.vms() == {"vm": "labelled"}
