@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import svirtctl
 from tests.sandbox import Sandbox, SandboxError, inside
 from tests.support import Client, Daemon, label, svirt_units, wait_for
 from tests.zygote import Forked, Zygote
@@ -42,6 +43,26 @@ def zygote(sandbox: Sandbox) -> Iterator[Zygote]:
     zygote = Zygote()
     yield zygote
     zygote.close()
+
+
+@pytest.fixture(scope="session")
+def forked_daemons(zygote: Zygote) -> Iterator[None]:
+    """Daemons that nobody says more of are forked: of a tier that tests what they do, not a start.
+
+    How one is executed that is `Daemon(folder, executed=True)`.
+    """
+    Daemon.forks = zygote
+    yield
+    Daemon.forks = None
+
+
+@pytest.fixture(scope="session")
+def forked_svirtctl(sandbox: Sandbox) -> Iterator[None]:
+    """What tests.svirtctl.run() takes."""
+    svirtctl.Forks.zygote = Zygote("svirtctl")
+    yield
+    svirtctl.Forks.zygote.close()
+    svirtctl.Forks.zygote = None
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from svirtd.failpoints import VARIABLE
 from svirtd.host.bus import BusError, Connection, Message, Variant
@@ -76,6 +76,9 @@ class Daemon:
     defence that it lacks then, see tests/attacks/defences.py.
     """
 
+    # The zygote of those that are given none. A tier may set it; else they are executed.
+    forks: ClassVar[Zygote | None] = None
+
     def __init__(
         self,
         folder: Path,
@@ -84,6 +87,7 @@ class Daemon:
         bus: str | None = None,
         failpoints: str = "",
         zygote: Zygote | None = None,
+        executed: bool = False,
         without: str = "",
     ) -> None:
         self.folder = folder
@@ -92,9 +96,9 @@ class Daemon:
         self.config = folder / "svirtd.toml"
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | Forked | None = None
-        self.zygote = zygote
+        self.zygote = None if executed else zygote or self.forks
         self.without = without
-        assert zygote is not None or not without
+        assert self.zygote is not None or not without
         self.env = dict(os.environ)
         if bus is not None:
             self.env["DBUS_SYSTEM_BUS_ADDRESS"] = bus
@@ -120,9 +124,11 @@ class Daemon:
             arguments.append("--test-failpoints")
         with open(self.log, "ab") as log:
             if self.zygote is not None:
-                self.process = self.zygote.spawn(
-                    arguments, env=env, cwd=REPO, output=log.fileno(), without=self.without
-                )
+                with open(os.devnull, "rb") as nothing:
+                    streams = nothing.fileno(), log.fileno(), log.fileno()
+                    self.process = self.zygote.spawn(
+                        arguments, env=env, cwd=REPO, streams=streams, without=self.without
+                    )
                 return
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "svirtd", *arguments],

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Daemons without the half second of imports: forked from a process that has made them.
+"""Programs of svirtd's without the time of their imports: forked from a process that has made them.
 
 What runs is the real main() in a process of its own, a child of the tester like any other, with the
-arguments, environment, folder and output it is given, and with the signal dispositions and the one
-thread of a fresh process. Two things differ: its command line in /proc, and that svirtd's modules
-were imported, and parts of a start gone through (see rehearsal.py), before its environment was set
-(nothing of that looks at it).
+arguments, environment, folder and standard streams it is given, and with the signal dispositions
+and the one thread of a fresh process. Two things differ: its command line in /proc, and that its
+modules were imported, and parts of svirtd's start gone through (see rehearsal.py), before its
+environment was set (nothing of that looks at it).
 """
 
 import ctypes
@@ -17,7 +17,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
 class Forked:
-    """A daemon that a zygote has forked: what the tests use of Popen, in the same words."""
+    """A process that a zygote has forked: what the tests use of Popen, in the same words."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -49,7 +50,7 @@ class Forked:
     def wait(self, timeout: float) -> int:
         """Wait for its end. Raises TimeoutExpired."""
         if self.returncode is None and not select.select([self.fd], [], [], timeout)[0]:
-            raise subprocess.TimeoutExpired(f"svirtd, process {self.pid}", timeout)
+            raise subprocess.TimeoutExpired(f"process {self.pid}", timeout)
         code = self.poll()
         assert code is not None
         return code
@@ -61,13 +62,13 @@ class Forked:
 
 
 class Zygote:
-    """The process that forks. `close` ends it; daemons that it has forked live on."""
+    """The process that forks. `close` ends it; what it has forked lives on."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "svirtd") -> None:
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.zygote"], stdin=theirs.fileno(), cwd=_REPO
+                [sys.executable, "-m", "tests.zygote", program], stdin=theirs.fileno(), cwd=_REPO
             )
         self._socket.settimeout(_START_S)
         assert self._socket.recv(16) == b"ready"
@@ -78,18 +79,21 @@ class Zygote:
         *,
         env: Mapping[str, str],
         cwd: Path,
-        output: int,
+        streams: tuple[int, int, int],
+        user: int = 0,
         without: str = "",
     ) -> Forked:
-        """Start svirtd with these arguments, its standard output and error going to `output`.
+        """Start the program with these arguments and standard streams.
 
-        `without` names a defence that is switched off in it, see tests/attacks/defences.py.
+        With `user` it runs as that user, of a group of the same number and no other. `without`
+        names a defence that is switched off in it, see tests/attacks/defences.py.
         """
         request = {
-            "arguments": list(arguments), "env": dict(env), "cwd": str(cwd), "without": without,
+            "arguments": list(arguments), "env": dict(env), "cwd": str(cwd), "user": user,
+            "without": without,
         }  # fmt: skip
         with _adopting():
-            socket.send_fds(self._socket, [json.dumps(request).encode()], [output])
+            socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
             pid = int(self._socket.recv(16))
         return Forked(pid)
 
@@ -118,10 +122,10 @@ def _subreaper(value: int) -> None:
 def _serve(channel: socket.socket) -> dict[str, Any] | None:
     """Fork for each request; returns None at the end, and in a forked process its request."""
     while True:
-        data, fds, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 1)
+        data, fds, _, _ = socket.recv_fds(channel, _REQUEST_BYTES, 3)
         if not data:
             return None
-        # Forked twice: the daemon is the tester's child once the one between has ended.
+        # Forked twice: the program is the tester's child once the one between has ended.
         reader, writer = os.pipe()
         between = os.fork()
         if between == 0:
@@ -129,11 +133,12 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
             if pid == 0:
                 os.close(reader)
                 os.close(writer)
-                return {"output": fds[0], **json.loads(data)}
+                return {"streams": fds, **json.loads(data)}
             os.write(writer, str(pid).encode())
             os._exit(0)
         os.close(writer)
-        os.close(fds[0])
+        for fd in fds:
+            os.close(fd)
         os.waitpid(between, 0)
         channel.send(os.read(reader, 16))
         os.close(reader)
@@ -141,24 +146,47 @@ def _serve(channel: socket.socket) -> dict[str, Any] | None:
 
 def _become(request: dict[str, Any]) -> None:
     """Make this process what it would be if it had been executed."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    for number, fd in enumerate((null, request["output"], request["output"])):
+    for number, fd in enumerate(request["streams"]):
         os.dup2(fd, number)
-    os.close(null)
-    os.close(request["output"])
+    for fd in request["streams"]:
+        os.close(fd)
+    # As a fresh process has them: whether they are buffered depends on what they are.
+    for name, fd, mode, buffering in (
+        ("stdin", 0, "r", -1),
+        ("stdout", 1, "w", -1),
+        ("stderr", 2, "w", 1),
+    ):
+        setattr(sys, name, open(fd, mode, buffering, closefd=False))  # noqa: SIM115 -- for good
     os.environ.clear()
     os.environ.update(request["env"])
+    time.tzset()
     os.chdir(request["cwd"])
     sys.argv[1:] = request["arguments"]
+    if request["user"]:
+        os.setgroups([])
+        os.setgid(request["user"])
+        os.setuid(request["user"])
 
 
-def main() -> int:
-    """Serve on standard input until its other end is closed; in a forked process, run svirtd."""
-    from svirtd.daemon import main as svirtd
+def _svirtd() -> Callable[[Sequence[str]], int | None]:
+    from svirtd.daemon import main
     from tests.rehearsal import rehearse
 
     rehearse()
-    # What stands here is never garbage: no daemon need walk it, and no page is copied for that.
+    return main
+
+
+def _svirtctl() -> Callable[[Sequence[str]], int | None]:
+    import svirtd.ctl.commands  # noqa: F401 -- with all that it imports
+    from svirtd.ctl.main import main
+
+    return lambda _: main()
+
+
+def main() -> int | None:
+    """Serve on standard input until its other end is closed; in a forked process, run a program."""
+    program = {"svirtd": _svirtd, "svirtctl": _svirtctl}[sys.argv[1]]()
+    # What stands here is never garbage: no program need walk it, and no page is copied for that.
     gc.collect()
     gc.freeze()
     with socket.socket(fileno=os.dup(0)) as channel:
@@ -171,7 +199,7 @@ def main() -> int:
         from tests.attacks.defences import switch_off
 
         switch_off(request["without"])
-    return svirtd(request["arguments"])
+    return program(request["arguments"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,9 @@ import pytest
 
 from svirtd.core import overlays
 from svirtd.host.bus import BusError, Variant
+from tests import svirtctl
 from tests.support import (
     PROPERTIES,
-    REPO,
     ROOT,
     VM,
     Client,
@@ -443,8 +442,7 @@ def test_a_restart_keeps_what_was_attached(
 
 def test_svirtctl(client: Client, daemon: Daemon, vm: str, disks: list[Path]) -> None:
     def run(*arguments: str) -> tuple[int, str]:
-        argv = [sys.executable, "-m", "svirtd.ctl", *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPO)
+        done = svirtctl.run(*arguments)
         return done.returncode, done.stdout + done.stderr
 
     a, b = str(disks[0]), str(disks[1])

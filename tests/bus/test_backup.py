@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import Variant
+from tests import svirtctl
 from tests.books import damage
 from tests.support import REPO, Client, Daemon, image, label, wait_for
 
@@ -20,13 +21,7 @@ SLEEP = ["/bin/sh", "-c", "exec sleep 1000", "sh"]
 
 
 def ctl(*arguments: str | Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "svirtd.ctl", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPO,
-    )
+    done = svirtctl.run(*arguments)
     assert done.returncode == code, (done.stdout, done.stderr)
     return done
 

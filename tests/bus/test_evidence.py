@@ -13,7 +13,8 @@ import pytest
 
 from svirtd.core import overlays
 from svirtd.host.bus import BusError, Variant
-from tests.bus.test_goals import ACQUIRE, LAUNCH, goal, recorded, svirtctl
+from tests import svirtctl
+from tests.bus.test_goals import ACQUIRE, LAUNCH, goal, recorded
 from tests.bus.test_launch import SLEEP, show
 from tests.sandbox import Sandbox
 from tests.support import Client, Daemon, image, label, unwrap, wait_for
@@ -250,7 +251,7 @@ def held(daemon: Daemon, client: Client, evidence: Path) -> Iterator[str]:
 
 def test_the_digest_is_shown(held: str, client: Client) -> None:
     assert held == f"sha256:{hashlib.sha256(CONTENT).hexdigest()}"
-    assert held in svirtctl("show", "vm").stdout
+    assert held in svirtctl.run("show", "vm").stdout
     client.release("vm")
     assert findings(client) == []
 
@@ -344,13 +345,13 @@ def test_svirtctl_names_disks_and_keeps_writes(
     kept.touch()
     disk = f"{evidence}:readonly,id=a,overlay={kept}"
     command = ["sh", "-c", "sleep 1000; :", "sh", "{resource.a}"]
-    done = svirtctl("launch", "vm", "--goal", "forensic", "--disk", disk, "--", *command)
+    done = svirtctl.run("launch", "vm", "--goal", "forensic", "--disk", disk, "--", *command)
     assert done.returncode == 0, done.stderr
     assert str(kept) in show(client.properties("vm")["Unit"], "ExecStart")["ExecStart"]
     assert kept.read_bytes().startswith(b"QFI")
     client.release("vm")
     # Without an access it is the goal's.
-    done = svirtctl("acquire", "vm", "--goal", "view-only", "--disk", str(evidence))
+    done = svirtctl.run("acquire", "vm", "--goal", "view-only", "--disk", str(evidence))
     assert done.returncode == 0, done.stderr
     assert client.properties("vm")["Resources"][0]["access"] == "readonly"
     client.release("vm")

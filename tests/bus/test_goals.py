@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import pytest
 
 from svirtd.host.bus import Variant
+from tests import svirtctl
 from tests.bus.test_launch import SLEEP, show
 from tests.sandbox import Sandbox
-from tests.support import REPO, Client, Daemon, image, label, resources, unwrap, wait_for
+from tests.support import Client, Daemon, image, label, resources, unwrap, wait_for
 
 ACQUIRE = "saa{sv}a{sv}"
 LAUNCH = "sasaa{sv}a{sv}"
@@ -229,33 +229,23 @@ def test_a_vm_of_a_goal_is_known_again_after_the_book_was_lost(
     os.removexattr(disk, "security.selinux")
 
 
-def svirtctl(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "svirtd.ctl", *argv],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPO,
-    )
-
-
 def test_svirtctl_goals(site: Daemon, client: Client, tmp_path: Path) -> None:
-    listed = svirtctl("goals")
+    listed = svirtctl.run("goals")
     assert listed.returncode == 0
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
         *("GOAL", "isolated", "offline", "forensic", "view-only", "network-zone", "lab")
     ]
-    one = svirtctl("goals", "lab").stdout
+    one = svirtctl.run("goals", "lab").stdout
     for text in ("Samples, without a network", "lab.toml", "exclusive, readonly", "/dev/null"):
         assert text in one
-    assert json.loads(svirtctl("goals", "lab", "--json").stdout)["network"] == "none"
-    refused = svirtctl("goals", "x")
+    assert json.loads(svirtctl.run("goals", "lab", "--json").stdout)["network"] == "none"
+    refused = svirtctl.run("goals", "x")
     assert refused.returncode == 1
     assert "goal 'x' is not known; known goals: isolated, offline" in refused.stderr
 
 
 def test_svirtctl_plan_says_what_the_goal_does(site: Daemon, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    said = svirtctl("plan", "vm", "--goal", "forensic", "--disk", f"{disk}:readonly").stdout
+    said = svirtctl.run("plan", "vm", "--goal", "forensic", "--disk", f"{disk}:readonly").stdout
     for text in ("svirtd_view_t", "/dev/kvm", "overlay", "taken before, compared after"):
         assert text in said

@@ -250,7 +250,7 @@ def test_a_clock_that_is_set_back_and_forward(
     """Whose label was the original does not depend on who seems to have come first."""
     shared, own = image(tmp_path / "shared.img"), image(tmp_path / "own.img")
     os.setxattr(shared, "security.selinux", ORIGINAL.encode())
-    daemon = Daemon(tmp_path / "d")
+    daemon = Daemon(tmp_path / "d", executed=True)
     daemon.env["PYTHONPATH"] = str(tmp_path)
     daemon.start()
     try:

@@ -24,7 +24,7 @@ class Starter:
 
     def __init__(self, client: Client, folder: Path) -> None:
         self.client = client
-        self.daemon = Daemon(folder / "d")
+        self.daemon = Daemon(folder / "d", executed=True)
         self.owners: list[Message] = []
         client.runner.run(
             client.connection.subscribe(BUS, BUS, "NameOwnerChanged", self.owners.append, arg0=NAME)
@@ -179,7 +179,7 @@ def test_a_second_daemon_on_the_same_book(starter: Starter) -> None:
 
 def test_a_second_daemon_on_the_same_bus(starter: Starter, tmp_path: Path) -> None:
     starter.daemon.start()
-    other = Daemon(tmp_path / "other")
+    other = Daemon(tmp_path / "other", executed=True)
     try:
         starter.client.idle()
         starter.owners.clear()

@@ -18,7 +18,10 @@ from xml.etree import ElementTree
 import pytest
 
 from svirtd.ctl.failures import Exit
+from tests import svirtctl
+from tests.sandbox.accounts import NOBODY
 from tests.support import REPO, Client, Daemon, image, label, set_label, svirt_units, wait_for
+from tests.svirtctl import CTL
 
 QEMU = [
     "qemu-system-x86_64",
@@ -30,14 +33,6 @@ QEMU = [
     "-qmp",
     "unix:{runtime}/qmp,server=on,wait=off",
 ]
-CTL = [sys.executable, "-m", "svirtd.ctl"]
-# Another user need not be able to read the source tree: imported first, then dropped.
-AS_NOBODY = """
-import os, sys, svirtd.ctl.commands, svirtd.ctl.main
-os.setgroups([]); os.setgid(65534); os.setuid(65534)
-sys.exit(svirtd.ctl.main.run(sys.argv[1:]))
-"""
-CTL_AS_NOBODY = [sys.executable, "-c", AS_NOBODY]
 UNIT_PROPERTIES = "MemoryMax,CPUQuotaPerSecUSec,TasksMax,RuntimeMaxUSec,WorkingDirectory,User"
 NOT_ENFORCED = "NOT ENFORCED"
 DEADLINE_S = 60.0
@@ -54,16 +49,8 @@ class Ctl:
     def run(
         self, *arguments: str, given: str = "", nobody: bool = False
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*(CTL_AS_NOBODY if nobody else CTL), *arguments],
-            input=given,
-            capture_output=True,
-            text=True,
-            cwd=self.folder,
-            env=self.env,
-            timeout=DEADLINE_S,
-            check=False,
-        )
+        user = NOBODY.uid if nobody else 0
+        return svirtctl.run(*arguments, given=given, env=self.env, cwd=self.folder, user=user)
 
     def text(self, *arguments: str, given: str = "") -> str:
         """Run what must succeed and return its output."""

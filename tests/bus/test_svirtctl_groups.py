@@ -4,26 +4,18 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from svirtd.ctl.failures import Exit
+from tests import svirtctl
 from tests.sandbox.accounts import ANN
-from tests.support import REPO, Client, Daemon, image, label
+from tests.support import Client, Daemon, image, label
 
 
 def ctl(*arguments: str, code: int = Exit.OK) -> str:
     """Run it; what it printed, on standard error where it had to fail."""
-    done = subprocess.run(
-        [sys.executable, "-m", "svirtd.ctl", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=REPO,
-        env=os.environ | {"TZ": "UTC"},
-        check=False,
-    )
+    done = svirtctl.run(*arguments, env=os.environ | {"TZ": "UTC"})
     assert done.returncode == code, (arguments, done)
     return done.stderr if code else done.stdout
 

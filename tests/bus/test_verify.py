@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from svirtd.host.bus import BusError, Message, Variant
+from tests import svirtctl
 from tests.bus.faults import running
 from tests.mounts import mounted, remount
 from tests.sandbox import Sandbox
@@ -414,9 +414,7 @@ def test_what_verify_does_not_take(
 
 def test_svirtctl_verify(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-
-        argv = [sys.executable, "-m", "svirtd.ctl", "verify", *arguments]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        return svirtctl.run("verify", *arguments)
 
     disk = image(tmp_path / "a.img")
     client.acquire("vm", disk)

@@ -6,7 +6,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ import pytest
 
 from svirtd.host.bus import BusError, Variant
 from svirtd.host.journal import MessageId
+from tests import svirtctl
 from tests.attack import INVALID, OWN, nothing_changes
-from tests.support import REPO, VM, Client, Daemon, unwrap, wait_for
+from tests.support import VM, Client, Daemon, unwrap, wait_for
 
 CONFLICT = OWN + "WallConflict"
 UUID = "0123abcd-0000-0000-0000-00000000abcd"
@@ -289,10 +289,7 @@ def test_clear(walled: Daemon, client: Client) -> None:
 
 def test_svirtctl(walled: Daemon, client: Client) -> None:
     def ctl(*arguments: str, code: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "svirtd.ctl", *arguments],
-            capture_output=True, text=True, cwd=REPO, check=False,
-        )  # fmt: skip
+        done = svirtctl.run(*arguments)
         assert done.returncode == code, done
         return done.stdout if code == 0 else done.stderr
 
