@@ -3,11 +3,13 @@
 
 What runs is the real main() in a process of its own, a child of the tester like any other, with the
 arguments, environment, folder and standard streams it is given, and with the signal dispositions
-and the one thread of a fresh process. Two things differ: its command line in /proc, and that its
+and the one thread of a fresh process. Three things differ: its command line in /proc, that its
 modules were imported, and parts of svirtd's start gone through (see rehearsal.py), before its
-environment was set (nothing of that looks at it).
+environment was set (nothing of that looks at it), and that it ends, once main() has, without taking
+the interpreter apart.
 """
 
+import atexit
 import ctypes
 import gc
 import json
@@ -17,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -168,7 +171,7 @@ def _become(request: dict[str, Any]) -> None:
         os.setuid(request["user"])
 
 
-def _svirtd() -> Callable[[Sequence[str]], int | None]:
+def _svirtd() -> Callable[[Sequence[str]], int]:
     from svirtd.daemon import main
     from tests.rehearsal import rehearse
 
@@ -176,14 +179,20 @@ def _svirtd() -> Callable[[Sequence[str]], int | None]:
     return main
 
 
-def _svirtctl() -> Callable[[Sequence[str]], int | None]:
+def _svirtctl() -> Callable[[Sequence[str]], int]:
     import svirtd.ctl.commands  # noqa: F401 -- with all that it imports
     from svirtd.ctl.main import main
 
-    return lambda _: main()
+    def ended(_: Sequence[str]) -> int:
+        try:
+            main()
+        except SystemExit as end:
+            return int(str(end.code))
+
+    return ended
 
 
-def main() -> int | None:
+def main() -> int:
     """Serve on standard input until its other end is closed; in a forked process, run a program."""
     program = {"svirtd": _svirtd, "svirtctl": _svirtctl}[sys.argv[1]]()
     # What stands here is never garbage: no program need walk it, and no page is copied for that.
@@ -199,7 +208,14 @@ def main() -> int | None:
         from tests.attacks.defences import switch_off
 
         switch_off(request["without"])
-    return program(request["arguments"])
+    code = program(request["arguments"])
+    # As a fresh process ends, but for the interpreter that takes itself apart: that would write to
+    # each page that the process has in common with the zygote.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Final, TextIO
+from typing import Final, NoReturn, TextIO
 
 import click
 
@@ -127,7 +127,7 @@ def cli(
     ctx.meta["svirtd.ctl.ask-password"] = not no_ask_password
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run svirtctl with the arguments of the process and exit."""
     _prepare_streams()
     sys.exit(run(sys.argv[1:]))
