@@ -18,7 +18,7 @@ from dbus_next.constants import BusType, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
 
-from tests.sandbox import Sandbox, inside
+from tests.sandbox import Sandbox
 
 TIMEOUT_S = 20.0
 SYSTEMD = "org.freedesktop.systemd1"
@@ -123,11 +123,6 @@ class Client:
 
     def wait_state(self, unit: str, state: str) -> None:
         self.wait_for(f"{unit} {state}", lambda: bool(self.get(unit, UNIT, "ActiveState") == state))
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    return inside()
 
 
 @pytest.fixture
