@@ -295,6 +295,15 @@ def set_digests(db: Database, vm: VM, holds: Sequence[Hold]) -> None:
     )
 
 
+def learn_original(db: Database, identity: Identity, label: str | None) -> None:
+    """Enter what an object carried before svirtd, where that was not known."""
+    db.execute(
+        "UPDATE hold SET original = ?, original_known = 1"
+        " WHERE dev = ? AND ino = ? AND original_known = 0",
+        [label, identity.dev, identity.ino],
+    )
+
+
 def remove_holds(db: Database, vm: VM) -> None:
     """Delete every hold of a VM."""
     db.execute("DELETE FROM hold WHERE rank = ?", [vm.rank])

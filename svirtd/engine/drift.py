@@ -12,10 +12,10 @@ from svirtd.book import ledger, registry
 from svirtd.book.store import Database
 from svirtd.core import drift
 from svirtd.core.findings import Finding, Look
-from svirtd.core.model import VM, Hold, Identity, State, Step
+from svirtd.core.model import VM, Hold, Identity, Labeller, State, Step
 from svirtd.engine import apply
 from svirtd.engine.doors import Doors
-from svirtd.engine.events import Events
+from svirtd.engine.events import Cause, Entry, Events
 from svirtd.engine.operations import Operations
 from svirtd.host import processes
 
@@ -86,7 +86,7 @@ class Drift:
         found = [] if finding is None else [finding]
         mendable = finding is not None and drift.may_put_back(finding)
         if finding is not None and mendable and await self._wanted(held, seen, repair):
-            found = [await self._put_back(identity, hold, seen, finding, repair)]
+            found = [await self._put_back(identity, held, seen, finding, repair)]
         if hold.recursive and (whole or found):
             found += await self._judge_tree(identity, held, repair)
         return [replace(one, vm_name=vm.name, path=on.path) for one in found for vm, on in held]
@@ -134,11 +134,20 @@ class Drift:
         return bool(await doors.in_file_thread(processes.under, doors.kernel, vm.process_context))
 
     async def _put_back(
-        self, identity: Identity, hold: Hold, seen: Look, finding: Finding, repair: Repair
+        self,
+        identity: Identity,
+        held: Sequence[tuple[VM, Hold]],
+        seen: Look,
+        finding: Finding,
+        repair: Repair,
     ) -> Finding:
         if repair is not Repair.ASKED and self._too_often(identity):
             return replace(finding, repair=_TOO_OFTEN)
         doors = self._doors
+        if any(vm.labeller is Labeller.LIBVIRT and not on.original_known for vm, on in held):
+            # libvirt gives back what it unplugs, and svirtd hears of that later.
+            await self._learn(identity, seen.label)
+        hold = held[0][1]
         # Only from what was seen: what somebody set since is another matter, and another look.
         step = Step(identity, hold.path, old=seen.label, new=hold.label)
         (outcome,) = await doors.in_file_thread(
@@ -147,6 +156,14 @@ class Drift:
         if outcome.fate is apply.Fate.DONE:
             return replace(finding, repaired=True)
         return replace(finding, repair=f"failed: {outcome.reason}")
+
+    async def _learn(self, identity: Identity, label: str | None) -> None:
+        """Enter what is found instead of a VM's label as what was there before the VM had it."""
+        changes = await self._doors.store.write(
+            lambda db: _learnt(db, identity, label), durable=False
+        )
+        for before, after in changes:
+            self._events.changed(before, after, Cause("drift", 0))
 
     def _too_often(self, identity: Identity) -> bool:
         now = time.monotonic()
@@ -164,6 +181,13 @@ class Drift:
         open_findings = [one for one in findings if not one.repaired]
         if open_findings:
             self._told[identity] = open_findings
+
+
+def _learnt(db: Database, identity: Identity, label: str | None) -> list[tuple[Entry, Entry]]:
+    vms = [vm for vm, _ in registry.holders_of(db, identity)]
+    before = [Entry(vm, tuple(registry.holds_of(db, vm))) for vm in vms]
+    registry.learn_original(db, identity, label)
+    return [(was, Entry(was.vm, tuple(registry.holds_of(db, was.vm)))) for was in before]
 
 
 def _in_use(db: Database, identity: Identity) -> list[tuple[VM, Hold]]:
