@@ -180,8 +180,10 @@ def _svirtd() -> Callable[[Sequence[str]], int]:
 
 
 def _svirtctl() -> Callable[[Sequence[str]], int]:
-    import svirtd.ctl.commands  # noqa: F401 -- with all that it imports
+    from svirtd.ctl.commands import COMMANDS
     from svirtd.ctl.main import main
+
+    dict(COMMANDS)  # with all that they import
 
     def ended(_: Sequence[str]) -> int:
         try:

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """svirtctl's entry: global options, the way to the commands, and how an error is told.
 
-Only click is imported here. The commands bring D-Bus along and are loaded when one is needed, so
-that `svirtctl --version` and a mistyped option answer at once.
+Only click is imported here. The commands bring D-Bus along and are loaded when one is needed, see
+commands.py, so that `svirtctl --version` and a mistyped option answer at once.
 """
 
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, NoReturn, TextIO
 
 import click
 
 import svirtd
+from svirtd.ctl.commands import COMMANDS
 from svirtd.ctl.failures import IO_ERROR, Exit, Failure
 
 _HELP = """Run virtual machines under SELinux labels of their own.
@@ -55,16 +56,16 @@ _HEADINGS: Final = {
 
 
 class _Commands(click.Group):
-    """Loads the commands when one is needed, and takes from click what it would tell itself."""
+    """Takes from click what it would tell itself."""
 
     def list_commands(self, _ctx: click.Context) -> list[str]:
-        return list(_load())
+        return list(COMMANDS)
 
     def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return _load().get(cmd_name)
+        return COMMANDS.get(cmd_name)
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        left = dict(_load())
+        left = dict(COMMANDS)
         width = max(map(len, left))
         for heading, names in (*_HEADINGS.items(), ("More", " ".join(left))):
             rows = [
@@ -88,12 +89,6 @@ class _Commands(click.Group):
 
 class _ReaderGone(Exception):
     """Whoever read our output has seen enough."""
-
-
-def _load() -> Mapping[str, click.Command]:
-    from svirtd.ctl import commands  # noqa: PLC0415 -- see the module's text
-
-    return commands.COMMANDS
 
 
 @click.command(

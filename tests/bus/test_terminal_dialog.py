@@ -17,7 +17,8 @@ from tests.terminal import Terminal
 
 # The source tree is read before root's rights are dropped: another user may not be able to.
 _AS_BEN = f"""
-import os, sys, svirtd.ctl.commands, svirtd.ctl.main
+import os, sys, svirtd.ctl.main
+dict(svirtd.ctl.commands.COMMANDS)
 os.setgroups({list(BEN.groups)}); os.setgid({BEN.gid}); os.setuid({BEN.uid})
 sys.exit(svirtd.ctl.main.run(sys.argv[1:]))
 """

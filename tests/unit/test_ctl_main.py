@@ -38,7 +38,7 @@ def test_version_needs_neither_the_bus_library_nor_rich() -> None:
     code = (
         "import sys, svirtd.ctl.main as m\n"
         "code = m.run(['--version'])\n"
-        "heavy = {'asyncio', 'dbus_next', 'rich', 'svirtd.ctl.commands'} & set(sys.modules)\n"
+        "heavy = {'asyncio', 'dbus_next', 'rich', 'svirtd.ctl.client'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} {code}' if heavy or code else 0)\n"
     )
     done = subprocess.run(
@@ -46,6 +46,20 @@ def test_version_needs_neither_the_bus_library_nor_rich() -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"svirtctl {svirtd.__version__}\n"
+
+
+def test_a_command_is_loaded_without_the_others() -> None:
+    """A unit waits for it, at its start and at its end."""
+    code = (
+        "import sys, svirtd.ctl.main as m\n"
+        "code = m.run(['enrolled', 'start', '--help'])\n"
+        "others = [m for m in sys.modules if m.endswith('_commands')]\n"
+        "sys.exit(f'{others} {code}')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO, check=False
+    )
+    assert done.stderr == "['svirtd.ctl.enrolled_commands'] 0\n"
 
 
 def test_help_names_every_command_and_exit_code() -> None:
