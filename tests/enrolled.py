@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from tests import svirtctl as forked
 from tests.support import REPO
 
 UNITS: Final = Path("/etc/systemd/system")
@@ -50,7 +51,9 @@ def unit_file(name: str, *lines: str) -> Iterator[str]:
 
 
 def svirtctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run svirtctl as an administrator does, wherever it is installed."""
+    """Run svirtctl as an administrator does, wherever it is installed, or as a tier forks it."""
+    if forked.Forks.zygote is not None:
+        return forked.run(*arguments, cwd=Path.cwd())
     return subprocess.run(["svirtctl", *arguments], capture_output=True, text=True, check=False)
 
 

@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,8 @@ from typing import Any, Final
 
 _REPO: Final = Path(__file__).resolve().parents[1]
 _REQUEST_BYTES: Final = 128 * 1024
+# A pipe takes this much, whoever reads.
+_PIPE_BYTES: Final = 4096
 _START_S: Final = 20.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -99,6 +102,41 @@ class Zygote:
             socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
             pid = int(self._socket.recv(16))
         return Forked(pid)
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        given: str = "",
+        user: int = 0,
+        timeout: float,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the program with `given` on its standard input; returns how it ended and what it
+        wrote. Past the timeout it is killed, and TimeoutExpired raised."""
+        stdin, gives = os.pipe()
+        with (
+            open(stdin, "rb") as reads,
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):
+            with open(gives, "w") as writes:
+                assert len(given) <= _PIPE_BYTES
+                writes.write(given)
+            streams = reads.fileno(), out.fileno(), err.fileno()
+            process = self.spawn(arguments, env=env, cwd=cwd, streams=streams, user=user)
+            try:
+                code = process.wait(timeout)
+            finally:
+                if process.returncode is None:
+                    process.send_signal(signal.SIGKILL)
+                    process.wait(_START_S)
+            texts = []
+            for file in (out, err):
+                file.seek(0)
+                texts.append(file.read())
+        return subprocess.CompletedProcess(arguments, code, *texts)
 
     def close(self) -> None:
         """End it."""

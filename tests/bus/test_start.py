@@ -40,18 +40,25 @@ class Starter:
         return folder / name
 
     def refused(self, code: int, *arguments: str, **environment: str) -> str:
-        """Start it; it must end with this code. Returns what it said, a single line."""
+        """Start it; it must end with this code. Returns what it said, a single line.
+
+        It is executed where its environment is another one, and else forked.
+        """
         argv = arguments or ("--config", str(self.daemon.config))
-        done = subprocess.run(
-            [sys.executable, "-m", "svirtd", *argv],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=DEADLINE_S,
-            cwd=REPO,
-            env=os.environ | environment,
-            check=False,
-        )
+        if environment:
+            done = subprocess.run(
+                [sys.executable, "-m", "svirtd", *argv],
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                timeout=DEADLINE_S,
+                cwd=REPO,
+                env=os.environ | environment,
+                check=False,
+            )
+        else:
+            assert Daemon.forks is not None
+            done = Daemon.forks.run(argv, env=os.environ, cwd=REPO, timeout=DEADLINE_S)
         assert done.returncode == code, done.stderr
         assert done.stdout == ""
         assert "Traceback" not in done.stderr, done.stderr
