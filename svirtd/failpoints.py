@@ -7,11 +7,13 @@ until then `reach` is an empty function. What is armed comes from the environmen
 time without it, from the N-th time on with "+") the action is taken. Actions: `kill` (SIGKILL),
 `sleep:SECONDS` (of the reaching thread), `errno:NAME` (OSError), `raise:MODULE.CLASS:TEXT`.
 `trace:FILE`, alone or among the parts, appends a line for every point that is reached: its name and
-the module and line that reached it.
+the module and line that reached it. `from:FILE` has a running daemon armed: with the parts that are
+in the file, counted from when it was put there, until another one is put in its place.
 """
 
 import enum
 import errno
+import functools
 import importlib
 import os
 import signal
@@ -25,6 +27,7 @@ from typing import Final
 
 VARIABLE: Final = "SVIRTD_FAILPOINTS"
 _TRACE: Final = "trace:"
+_FROM: Final = "from:"
 # From a tracer up: what calls all of them, reach(), and the one that we are after.
 _SITE_DEPTH: Final = 3
 
@@ -116,9 +119,10 @@ def arm(environment: Mapping[str, str]) -> None:
     text = environment.get(VARIABLE, "")
     parts = text.split()
     tracers = [_tracer(part.removeprefix(_TRACE)) for part in parts if part.startswith(_TRACE)]
-    actors = [_parse(part) for part in parts if not part.startswith(_TRACE)]
+    files = [_of_file(part.removeprefix(_FROM)) for part in parts if part.startswith(_FROM)]
+    actors = [_parse(part) for part in parts if not part.startswith((_TRACE, _FROM))]
     if parts:
-        _reach = _all_of([*tracers, *([_actor(actors)] if actors else [])])
+        _reach = _all_of([*tracers, *files, *([_actor(actors)] if actors else [])])
 
 
 def _all_of(acts: Sequence[Callable[[Point], None]]) -> Callable[[Point], None]:
@@ -134,10 +138,14 @@ def _tracer(path: str) -> Callable[[Point], None]:
 
     def trace(point: Point) -> None:
         site = sys._getframe(_SITE_DEPTH)
-        module = os.path.relpath(site.f_code.co_filename, os.path.dirname(__file__))
-        os.write(fd, f"{point} {module}:{site.f_lineno}\n".encode())
+        os.write(fd, f"{point} {_module(site.f_code.co_filename)}:{site.f_lineno}\n".encode())
 
     return trace
+
+
+@functools.cache
+def _module(path: str) -> str:
+    return os.path.relpath(path, os.path.dirname(__file__))
 
 
 def _actor(parts: list[tuple[Point, _Armed]]) -> Callable[[Point], None]:
@@ -151,6 +159,28 @@ def _actor(parts: list[tuple[Point, _Armed]]) -> Callable[[Point], None]:
         for armed_point, armed in parts:
             if armed_point is point and armed.first <= times <= (armed.last or times):
                 armed.act()
+
+    return act
+
+
+def _of_file(path: str) -> Callable[[Point], None]:
+    lock = threading.Lock()
+    known: tuple[int, int] | None = None
+    actor: Callable[[Point], None] = _nothing
+
+    def act(point: Point) -> None:
+        nonlocal known, actor
+        with lock:
+            try:
+                found = os.stat(path)
+            except FileNotFoundError:
+                return
+            if (found.st_ino, found.st_mtime_ns) != known:
+                known = found.st_ino, found.st_mtime_ns
+                with open(path, encoding="utf-8") as file:
+                    actor = _actor([_parse(part) for part in file.read().split()])
+            asked = actor
+        asked(point)
 
     return act
 

@@ -44,6 +44,29 @@ def test_the_nth_time_only() -> None:
     reach(Point.UNDO_BEFORE)
 
 
+def test_a_file_arms_what_runs(tmp_path: Path) -> None:
+    """Each one that is put there counts anew; until there is one nothing is armed."""
+    file, other = tmp_path / "armed", tmp_path / "other"
+    arm({VARIABLE: f"from:{file} label-read@4=errno:EIO"})
+    reach(Point.LABEL_WRITE)
+    for name in ("ENOSPC", "EDQUOT"):
+        other.write_text(f"label-write@2=errno:{name} label-write@3=errno:{name}")
+        other.rename(file)
+        reach(Point.LABEL_WRITE)
+        for _ in range(2):
+            with pytest.raises(OSError, match=os.strerror(getattr(errno, name))):
+                reach(Point.LABEL_WRITE)
+        reach(Point.LABEL_WRITE)
+    other.write_text("")
+    other.rename(file)
+    reach(Point.LABEL_WRITE)
+    # What the environment arms counts from the beginning.
+    for _ in range(3):
+        reach(Point.LABEL_READ)
+    with pytest.raises(OSError, match="Input/output error"):
+        reach(Point.LABEL_READ)
+
+
 def test_any_exception() -> None:
     arm({VARIABLE: "book-write=raise:sqlite3.OperationalError:disk_I/O_error"})
     with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
