@@ -6,11 +6,14 @@ handler, no file.
 """
 
 import asyncio
+import contextlib
+import io
 import os
 import signal
 import tempfile
 from pathlib import Path
 
+from svirtd import daemon
 from svirtd.api import contract
 from svirtd.book import pool
 from svirtd.config import Config
@@ -26,6 +29,9 @@ def rehearse() -> None:
     """Go through a start as far as nobody else can see it: not to the bus."""
     contract.load()
     with tempfile.TemporaryDirectory() as folder:
+        # The least that main() does; it says that there is no such copy.
+        with contextlib.redirect_stderr(io.StringIO()):
+            assert daemon.main(["--check-copy", f"{folder}/nothing"]) != 0
         file = Path(folder, "svirtd.toml")
         file.write_text(
             f'[selinux]\nrequire = "none"\n[registry]\npath = "{folder}/book/book.sqlite"\n'

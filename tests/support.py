@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -204,11 +204,27 @@ class Daemon:
         return sorted(found)
 
 
+class Loop:
+    """An event loop that runs one thing after the other: an asyncio.Runner but for its handler of
+    Ctrl-C, which takes as long to set as a call takes."""
+
+    def __init__(self) -> None:
+        self._runner = asyncio.Runner()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run something to its end."""
+        return self._runner.get_loop().run_until_complete(work)
+
+    def close(self) -> None:
+        """End what still runs, and the loop."""
+        self._runner.close()
+
+
 class Client:
     """A blocking client on a loop of its own; collects the signals of svirtd."""
 
     def __init__(self, bus: str | None = None) -> None:
-        self.runner = asyncio.Runner()
+        self.runner = Loop()
         self.deadline_s = DEADLINE_S
         self.signals: list[Message] = []
         self.connection = self.runner.run(Connection.open(bus))

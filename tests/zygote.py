@@ -198,8 +198,10 @@ def _become(request: dict[str, Any]) -> None:
         ("stderr", 2, "w", 1),
     ):
         setattr(sys, name, open(fd, mode, buffering, closefd=False))  # noqa: SIM115 -- for good
-    os.environ.clear()
-    os.environ.update(request["env"])
+    # Most of it is as it was; what is set anew is a page that is copied.
+    for name in os.environ.keys() - request["env"].keys():
+        del os.environ[name]
+    os.environ.update(request["env"].items() - os.environ.items())
     time.tzset()
     os.chdir(request["cwd"])
     sys.argv[1:] = request["arguments"]
