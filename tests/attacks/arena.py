@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from svirtd.host.bus import BusError
+from tests import journal
 from tests.attack import DENIED, STANDARD
 from tests.attacks.stranger import Stranger
 from tests.sandbox.accounts import Account
@@ -91,11 +92,9 @@ class Arena:
         else:
             assert not won, f"{what}: {won}"
 
-    def errors(self) -> str:
+    def errors(self) -> list[str]:
         """Return what the daemon has recorded as an error, or worse."""
-        subprocess.run(["journalctl", "--sync"], check=True)
-        argv = ["journalctl", "-q", "--no-pager", "-o", "cat", "-p", "err", f"_PID={self.pid}"]
-        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+        return journal.errors_of(self.pid)
 
     def fds(self) -> int:
         """Return how many descriptors the daemon has."""

@@ -120,6 +120,18 @@ def arena(request: pytest.FixtureRequest, sandbox: Sandbox, running: Running) ->
         assert without or not left, left
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of each file, first what is mounted against the daemon as it is: one daemon does for all."""
+    files = list(dict.fromkeys(item.path for item in items))
+    items.sort(key=lambda item: (files.index(item.path), bool(_without(item))))
+
+
+def _without(item: pytest.Item) -> str:
+    """Return the defence that the daemon of a test lacks, "" if it lacks none."""
+    called = getattr(item, "callspec", None)
+    return (called.params.get("arena") if called is not None else None) or ""
+
+
 def _end_units() -> None:
     units = svirt_units()
     if units:

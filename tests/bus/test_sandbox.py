@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from dbus_next.aio.message_bus import MessageBus
 from dbus_next.constants import BusType, MessageType
 from dbus_next.message import Message
 from dbus_next.signature import Variant
+from systemd.journal import sendv
 
+from tests.journal import errors_of
 from tests.sandbox import Sandbox
 
 TIMEOUT_S = 20.0
@@ -184,6 +187,17 @@ def test_journald_keeps_structured_records(sandbox: Sandbox, client: Client) -> 
     assert record["MESSAGE"] == "hello"
     assert record["_PID"] == str(os.getpid())
     assert record["_SYSTEMD_UNIT"] == "sandbox-command.scope"
+
+
+def test_an_error_is_seen_at_once(sandbox: Sandbox) -> None:
+    """The look that ends each attack, see tests/attacks/."""
+    before = errors_of(os.getpid())
+    for priority, text in ((3, f"an error {uuid.uuid4()}"), (4, "a warning"), (2, "worse")):
+        sendv(f"MESSAGE={text}", f"PRIORITY={priority}")
+        if priority < 4:
+            before.append(text)
+        assert errors_of(os.getpid()) == before
+    assert errors_of(1) != before
 
 
 def test_machined_registers_a_unit_and_forgets_it_with_the_unit(client: Client, unit: str) -> None:
