@@ -200,6 +200,15 @@ def test_an_error_is_seen_at_once(sandbox: Sandbox) -> None:
     assert errors_of(1) != before
 
 
+def test_nobody_keeps_what_systemd_tells_of_itself(sandbox: Sandbox) -> None:
+    """It tells more whenever it is executed anew, and stands still once a queue is full of that."""
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stream,
+        pytest.raises(ConnectionRefusedError),
+    ):
+        stream.connect(str(sandbox.state / "notify"))
+
+
 def test_machined_registers_a_unit_and_forgets_it_with_the_unit(client: Client, unit: str) -> None:
     name, path = "org.freedesktop.machine1", "/org/freedesktop/machine1"
     interface = f"{name}.Manager"

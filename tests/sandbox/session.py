@@ -109,6 +109,8 @@ def _boot(
     init_pid = fork_init(prepare, layout.MANAGER_ARGV, layout.manager_env(state / "notify"))
     undo.callback(_end, init_pid)
     in_time = _wait_ready(ready, init_pid, state, start_timeout_s)
+    # It goes on telling, at each reload, and would wait for ever where nobody takes that in.
+    ready.close()
     entrance = Entrance.of(init_pid)
     undo.callback(entrance.close)
     running = _Running(init_pid, entrance, _environment(state, subtree))
