@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.crash.errors import Errors
-from tests.crash.histories_run import figures
+from tests.crash.histories_life import figures
 from tests.crash.report import Report
 from tests.crash.world import World
 from tests.fixtures import client, interruptible, nothing_left, sandbox, zygote

@@ -18,11 +18,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from svirtd.failpoints import Point
 from tests.crash import model
-from tests.crash.histories_run import FILES, USER_HOME, VIRT_IMAGE, Run, Stage
+from tests.crash.histories_life import FILES, USER_HOME, VIRT_IMAGE, Stage
+from tests.crash.histories_run import Run
 from tests.crash.model import Attach, Want
 
 NAMES: Final = (*FILES, "g0", "g1")
 VMS: Final = ("a", "b", "c", "d")
+ENROLLED: Final = "u"
+DOMAINS: Final = ("l", "m")
 LABELS: Final = (
     None,
     USER_HOME,
@@ -54,6 +57,30 @@ class GiveBack:
 
     what: str
     vm: str
+    insist: bool
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """libvirt starts a domain that is down, or ends it, and comes so far with it; or it does one
+    thing only."""
+
+    what: str
+    name: str
+    wants: tuple[Want, ...]
+    far: int
+    insist: bool
+    cut: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The administrator's unit is started if it is down, else ended, or the like."""
+
+    what: str
+    vm: str
+    wants: tuple[Want, ...]
     insist: bool
     cut: str
 
@@ -179,7 +206,32 @@ _changes = st.builds(
     st.sampled_from([False, False, True, False]),
     _cuts,
 )
+# What libvirt has read by one domain alone carries what it gives to all: it is left out.
+_of_domain = st.lists(
+    _want.filter(lambda want: want.access != "readonly" or bool(want.group)), min_size=1, max_size=2
+).map(tuple)
+_domains = st.builds(
+    Domain,
+    st.sampled_from(["turn", "turn", "turn", "crash", "turn", "follow", "ending", "label", "back"]),
+    st.sampled_from((*DOMAINS[:1], *DOMAINS)),
+    _of_domain,
+    st.sampled_from([2, 2, 1, 2, 0]),
+    _insist,
+    _cuts,
+)
+_units = st.builds(
+    Unit,
+    st.sampled_from(["turn", "turn", "kill", "turn", "enroll", "turn", "unenroll", "keep"]),
+    _vms,
+    _wants,
+    _insist,
+    _cuts,
+)
 steps = st.one_of(
+    _units,
+    _units,
+    _domains,
+    _domains,
     _asks,
     _asks,
     _asks,
@@ -227,13 +279,28 @@ class Histories(RuleBasedStateMachine):
 
     @rule(it=steps)
     def step(
-        self, it: Ask | Change | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
+        self,
+        it: Ask
+        | Change
+        | Domain
+        | Unit
+        | GiveBack
+        | Groups
+        | End
+        | Service
+        | Relabel
+        | Disturb
+        | Refuse,
     ) -> None:
         match it:
             case Change():
                 self._change(it)
             case Groups():
                 self._groups(it)
+            case Unit():
+                self._unit(it)
+            case Domain():
+                self._domain(it)
             case Ask():
                 self._ask(it)
             case GiveBack():
@@ -358,7 +425,7 @@ class Histories(RuleBasedStateMachine):
         """The VMs that can get one more resource, or have one that can be lost."""
         vms = self.run.world.vms.values()
         some = it.what != "attach"
-        up = [vm for vm in vms if vm.state in ("labelled", "running")]
+        up = [vm for vm in vms if vm.state in ("labelled", "running") and not vm.libvirt]
         return [vm.name for vm in up if vm.holds or not some]
 
     def _attachable(self, vm: str, asked: Attach) -> Attach:
@@ -384,6 +451,85 @@ class Histories(RuleBasedStateMachine):
         elif vms or it.insist:
             self.run.release(self._one_of(it.vm, vms, insist=it.insist))
 
+    # -- what libvirt does, and tells -----------------------------------------------------------
+
+    def _domain(self, it: Domain) -> None:
+        self._serve(it.cut)
+        run, vms = self.run, self.run.world.vms
+        up = [name for name in DOMAINS if name in vms and vms[name].state != "reserved"]
+        name = it.name if it.what == "turn" else self._one_of(it.name, up, insist=it.insist)
+        vm = vms.get(name)
+        state = vm.state if vm is not None else "reserved"
+        if it.insist or it.what in ("follow", "ending"):
+            if it.what == "ending":
+                run.ending(name)
+            else:
+                run.follow(name, alive=it.far > 0)
+        elif it.what == "turn" and state in ("reserved", "labelled"):
+            if state == "reserved":
+                self._check_in(name, it.wants)
+            if it.far > 0:
+                run.libvirt_sets(name, back=False)
+            if it.far > 1:
+                run.follow(name)
+        elif it.what in ("label", "back"):
+            run.libvirt_sets(name, back=it.what == "back")
+        elif vm is not None and it.what == "crash":
+            run.end_process(vm.pid)
+        elif vm is not None and state != "reserved":
+            run.ending(name)
+            run.end_process(vm.pid)
+            if it.far > 0:
+                run.libvirt_sets(name, back=True)
+            if it.far > 1:
+                run.over(name)
+
+    def _check_in(self, name: str, wants: Iterable[Want]) -> None:
+        run, found = self.run, dict[int, Want]()
+        for group in sorted({want.group for want in wants if want.group}):
+            run.make_group(group)
+        for want in wants:
+            file = run.world.at(want.path)
+            # Its own label, put there by a third party, would mean that libvirt was here.
+            if file is not None and not run.world.judge_check_in(name, [want]):
+                found.setdefault(file.ino, want)
+        run.check_in(name, list(found.values()))
+
+    # -- the administrator's unit ---------------------------------------------------------------
+
+    def _unit(self, it: Unit) -> None:
+        run = self.run
+        # It starts and ends while no daemon is there, too.
+        if it.what not in ("turn", "kill") or not it.insist:
+            self._serve(it.cut)
+        vm = run.world.of_unit
+        runs = vm is not None and vm.state == "running" and vm.name not in run.ended
+        if runs and it.what in ("turn", "kill"):
+            run.end_unit(kill=it.what == "kill")
+        elif it.what in ("unenroll", "keep"):
+            if (vm is not None and not runs) or it.insist:
+                run.unenroll(keep=it.what == "keep")
+        elif it.what == "enroll":
+            if not runs or it.insist:
+                self._enroll(it)
+        elif vm is None or vm.name not in run.ended:
+            if not it.insist:
+                if not run.would_start:
+                    self._enroll(it)
+                run.refresh()
+            run.start_unit()
+
+    def _enroll(self, it: Unit) -> None:
+        run = self.run
+        wants = [replace(want, fd=False) for want in it.wants]
+        name = it.vm if it.insist else run.world.enrolled[0] if run.world.enrolled else ENROLLED
+        if not it.insist:
+            for group in sorted({want.group for want in wants if want.group}):
+                run.make_group(group)
+            ask = Ask("Enroll", name, tuple(wants), True, None, it.insist, "")
+            wants = self._wanted(ask) or [Want("disks/f0", "exclusive")]
+        run.enroll(name, wants)
+
     def _end(self, it: End) -> None:
         run = self.run
         if it.cut and run.up:
@@ -391,7 +537,7 @@ class Histories(RuleBasedStateMachine):
         running = [
             vm.name
             for vm in run.world.vms.values()
-            if vm.state == "running" and vm.name not in run.ended
+            if vm.state == "running" and vm.unit and not vm.enrolled and vm.name not in run.ended
         ]
         if run.callers and (it.what == "caller" or not running):
             run.caller_leaves(it.slot if it.slot in run.callers else min(run.callers))

@@ -8,7 +8,9 @@ from typing import Any, Final
 from tests.crash import histories_book as book
 from tests.crash import model
 from tests.crash.histories_disks import Disks
-from tests.crash.model import Guest, Hold, World
+from tests.crash.model import Guest, Hold
+from tests.crash.model_units import UNIT
+from tests.crash.model_world import World
 
 # Six pairs for four VMs: they come back soon, and a full pool is met.
 POOL: Final = frozenset(range(4))
@@ -24,6 +26,8 @@ _WORDS: Final = (
     "Resources",
     "Groups",
     "LastingGroups",
+    "LabelledBy",
+    "Enrolled",
 )
 
 
@@ -31,7 +35,7 @@ def expected(world: World, disks: Disks) -> dict[str, Any]:
     """What must be seen of a world."""
     return {
         "files": {name: (file.ino, file.label) for name, file in world.files.items()},
-        "vms": {vm.name: _vm(vm, disks, world.groups) for vm in world.vms.values()},
+        "vms": {vm.name: _vm(vm, disks, world) for vm in world.vms.values()},
         "suspects": sorted((one.pair, disks.path(one.path), one.ino) for one in world.suspects),
         "counts": (len(world.in_use()), len(world.quarantined())),
         "groups": {
@@ -44,18 +48,20 @@ def expected(world: World, disks: Disks) -> dict[str, Any]:
     }
 
 
-def _vm(vm: Guest, disks: Disks, groups: Mapping[str, int]) -> dict[str, Any]:
-    shared = {groups[name] for name in vm.groups}
-    return {
+def _vm(vm: Guest, disks: Disks, world: World) -> dict[str, Any]:
+    ours = {"MainPID": vm.pid, "LabelledBy": "libvirt"} if vm.libvirt else {"LabelledBy": "svirtd"}
+    images = world.whole(vm) if vm.libvirt else vm.pair
+    return ours | {
         "Groups": sorted(vm.groups),
         "LastingGroups": sorted(vm.lasting),
         "Id": vm.id,
         "State": vm.state,
         "Categories": model.text(vm.pair),
-        "ProcessContext": f"{model.PROCESS}:{model.text(vm.pair | shared)}",
-        "ImageContext": f"{model.IMAGE}:{model.text(vm.pair)}",
+        "ProcessContext": f"{model.PROCESS}:{model.text(world.whole(vm))}",
+        "ImageContext": f"{model.IMAGE}:{model.text(images)}",
         "Persistent": vm.persistent,
-        "Unit": f"svirt-{vm.name}.service" if vm.unit else "",
+        "Unit": (UNIT if vm.enrolled else f"svirt-{vm.name}.service") if vm.unit else "",
+        "Enrolled": UNIT if vm.enrolled else "",
         "HasReason": vm.state == "failed",
         "Resources": [_hold(hold, disks) for hold in vm.holds],
     }
@@ -87,7 +93,8 @@ def seen(
             continue
         vm = interfaces["org.svirt1.VM"]
         vm["HasReason"] = bool(vm["StateReason"])
-        vms[vm["Name"]] = {key: vm[key] for key in _WORDS}
+        words = (*_WORDS, "MainPID") if vm["LabelledBy"] == "libvirt" else _WORDS
+        vms[vm["Name"]] = {key: vm[key] for key in words}
     return {
         "files": disks.labels(),
         "vms": vms,

@@ -12,7 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.histories import Histories
 from tests.crash.histories_disks import Disks
-from tests.crash.histories_run import Stage, figures
+from tests.crash.histories_life import Stage, figures
+from tests.crash.histories_units import administrators_unit
 from tests.sandbox import Sandbox
 from tests.zygote import Zygote
 
@@ -27,7 +28,8 @@ def stage(sandbox: Sandbox, zygote: Zygote) -> Iterator[Stage]:
     """Everything in memory: what is tested is not the disk, and a history makes many commits."""
     with TemporaryDirectory(dir="/run") as folder:
         disks = Disks(Path(folder))
-        yield Stage(zygote, disks, Path(folder))
+        with administrators_unit():
+            yield Stage(zygote, disks, Path(folder))
         disks.close()
 
 
@@ -52,4 +54,6 @@ def test_histories(stage: Stage) -> None:
         assert figures["of these at a fail point"] > 0
         assert figures["kills of VMs"] > 0
         changes = ("attached", "detached", "replaced", "kept")
-        assert all(figures[what] > 0 for what in changes), figures
+        domains = ("checked in", "followed", "ending", "domains over")
+        units = ("enrolled", "units started", "units not started", "units ended")
+        assert all(figures[what] > 0 for what in (*changes, *domains, *units)), figures

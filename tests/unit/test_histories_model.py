@@ -21,10 +21,10 @@ from tests.crash.model import (
     Pair,
     Suspect,
     Want,
-    World,
     categories,
     text,
 )
+from tests.crash.model_world import World
 
 POOL = frozenset(range(4))
 HOME = "unconfined_u:object_r:user_home_t:s0"
