@@ -25,6 +25,8 @@ class Mode(enum.StrEnum):
     """Sets the label on all, remembering each that had another than the root."""
     CHANGE = "change"
     """Sets the label on what carries one of `sources`."""
+    AGAIN = "again"
+    """The same, on what carries the very one that it had before."""
     BACK = "back"
     """Gives what carries the label the one that it had before."""
 
@@ -45,8 +47,8 @@ class Sweep:
     """One walk. `target` is the label that is set, or taken back; `common` the root's own.
 
     `owner_uid` owns each entry, unless it is None; `links`: a file may have other names. `sources`
-    are labels that CHANGE replaces; `others` are, by label, the inodes that had another than
-    `common`; `held` those that a VM uses, whatever they carry.
+    are labels that CHANGE and AGAIN replace; `others` are, by label, the inodes that had another
+    than `common`; `held` those that a VM uses, whatever they carry.
     """
 
     mode: Mode
@@ -79,7 +81,7 @@ class Tally:
 class Report:
     """What a walk has seen: entries by label, offenders by rule, mounts that were not entered.
 
-    `done` counts the entries. Of BACK and CHANGE, labels are only of what was left alone.
+    `done` counts the entries. Of BACK, CHANGE and AGAIN, labels are only of what was left alone.
     """
 
     done: int = 0

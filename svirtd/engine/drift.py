@@ -103,28 +103,35 @@ class Drift:
         mendable = frozenset(one for one in odd if not why[one])
         kept = "; ".join(sorted({text for text in why.values() if text}))
         finding = replace(finding, repair=f"nothing: {kept}" if kept else drift.PUT_BACK)
-        if not mendable or not await self._wanted(held, Look(next(iter(mendable))), repair):
+        every = await self._all_wanted(held, repair)
+        lost = not every and repair is Repair.START and hold.original_known
+        if not mendable or not (every or lost):
             return [finding]
         if repair is not Repair.ASKED and self._too_often(identity):
             return [replace(finding, repair=_TOO_OFTEN)]
-        failed = await trees.set_again(hold, mendable)
+        failed = await trees.set_again(hold, mendable, lost=lost)
         if failed:
             return [replace(finding, repair=f"failed: {failed}")]
+        if lost:
+            left, _ = await trees.check(hold)
+            if left is not None:
+                return [replace(left, repair=finding.repair)]
+            return [replace(finding, repaired=True)]
         return [replace(finding, repaired=not kept)]
 
     async def _wanted(self, held: Sequence[tuple[VM, Hold]], seen: Look, repair: Repair) -> bool:
-        match repair:
-            case Repair.NONE:
-                return False
-            case Repair.ASKED:
-                return True
-            case Repair.START | Repair.AUTOMATIC:
-                hold = held[0][1]
-                if repair is Repair.START and hold.original_known and seen.label == hold.original:
-                    return True
-                if not self._doors.config.drift_repair:
-                    return False
-                return any([await self._runs(vm) for vm, _ in held])
+        hold = held[0][1]
+        if repair is Repair.START and hold.original_known and seen.label == hold.original:
+            return True
+        return await self._all_wanted(held, repair)
+
+    async def _all_wanted(self, held: Sequence[tuple[VM, Hold]], repair: Repair) -> bool:
+        """Say whether also labels are to be replaced that somebody else has set."""
+        if repair in (Repair.NONE, Repair.ASKED):
+            return repair is Repair.ASKED
+        if not self._doors.config.drift_repair:
+            return False
+        return any([await self._runs(vm) for vm, _ in held])
 
     async def _runs(self, vm: VM) -> bool:
         """Say whether processes run under a VM's label, whoever started them."""

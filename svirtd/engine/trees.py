@@ -240,9 +240,17 @@ class Trees:
             return None, frozenset()
         return _changed(hold, odd), frozenset(odd)
 
-    async def set_again(self, hold: Hold, sources: frozenset[str | None]) -> str:
-        """Label again what carries one of `sources`; returns why that failed, empty if not."""
+    async def set_again(
+        self, hold: Hold, sources: frozenset[str | None], *, lost: bool = False
+    ) -> str:
+        """Label again what carries one of `sources`, `lost`: and had that very one before; returns
+        why that failed, empty if not."""
         doors = self._doors
+        sweep = Sweep(Mode.CHANGE, hold.label, None, sources=sources)
+        if lost:
+            others = await doors.store.read(lambda db: trees.remembered(db, hold.identity))
+            mode, had = Mode.AGAIN, hold.original
+            sweep = Sweep(mode, hold.label, had, sources=sources, others=others)
         try:
             fd = await doors.in_file_thread(files.find, hold.path, hold.identity)
         except (files.Missing, files.Replaced):
@@ -250,7 +258,6 @@ class Trees:
         except OSError as error:
             return f"it cannot be opened: {error.strerror}"
         try:
-            sweep = Sweep(Mode.CHANGE, hold.label, None, sources=sources)
             report = await doors.crew.sweep(fd, sweep)
             await doors.in_file_thread(files.sync_tree, fd)
         except (Offence, OSError, Failed) as error:

@@ -108,6 +108,7 @@ class _Worker:
             Mode.LOOK: self._look,
             Mode.SET: self._set,
             Mode.CHANGE: self._change,
+            Mode.AGAIN: self._change,
             Mode.BACK: self._back,
         }[self._sweep.mode]
         while True:
@@ -307,10 +308,11 @@ class _Worker:
         signal.alarm(_PATIENCE_S)
 
     def _change(self, chunk: Chunk) -> None:
-        for through, raw, _, name in chunk.each():
+        of = self._others.of if self._sweep.mode is Mode.AGAIN else None
+        for through, raw, inode, name in chunk.each():
             if raw == self._target:
                 continue
-            if raw in self._sources:
+            if raw in self._sources and (of is None or raw == of(inode, self._common)):
                 self._try(through, name, self._target)
             else:
                 self._count(raw, name)

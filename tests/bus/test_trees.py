@@ -49,6 +49,13 @@ def entries(root: Path) -> list[Path]:
     return [root, *sorted(root.rglob("*"))]
 
 
+def put_label(path: Path, text: bytes | None) -> None:
+    if text is None:
+        os.removexattr(path, "security.selinux")
+    else:
+        os.setxattr(path, "security.selinux", text)
+
+
 def labels(root: Path) -> dict[Path, bytes | None]:
     return {one: raw(one) for one in entries(root)}
 
@@ -311,6 +318,37 @@ def test_what_others_changed_is_told_as_one_and_mended_on_demand(
     found = [unwrap(body[0]) for body in client.seen("DriftFound")]
     assert [one["path"] for one in found] == [str(tree)]
     assert {label(one) for one in changed} == {HOME}
+
+
+def test_what_the_disk_has_lost_of_a_tree_is_set_at_the_next_start(
+    own_daemon: Daemon, client: Client, tree: Path
+) -> None:
+    """Whatever an entry had before, and that alone: what somebody else has set stays."""
+    own_daemon.stop()
+    with open(own_daemon.config, "a", encoding="utf-8") as config:
+        config.write("[drift]\nrepair = false\n")
+    own_daemon.start()
+    before = labels(tree)
+    files = [one for one in before if one.is_file() and not one.is_symlink()]
+    lost = {had: next(one for one in files if before[one] == had) for had in {*before.values()}}
+    assert len(lost) == 3
+    plain = [one for one in files if before[one] == IMAGE.encode() + b"\0"]
+    other = next(one for one in plain if one not in lost.values())
+    acquire(client, "vm", resource(tree))
+    ours = client.properties("vm")["ImageContext"]
+    own_daemon.kill()
+    for had, path in lost.items():
+        put_label(path, had)
+    set_label(other, HOME)
+    own_daemon.start()
+    # The comparison of a start is over before the second one that is asked for.
+    client.call("Verify", "ba{sv}", False, {})
+    (found,) = unwrap(client.call("Verify", "ba{sv}", False, {})[0])
+    assert f"{HOME}: 1 (" in found["reason"]
+    assert {label(path) for path in lost.values()} == {ours}
+    assert label(other) == HOME
+    client.release("vm")
+    assert labels(tree) == before | {other: HOME.encode() + b"\0"}
 
 
 def test_nobody_gets_the_set_while_something_in_the_tree_carries_it(
