@@ -9,6 +9,7 @@ depends on what came before, or a history that ends at a fail point could not be
 import copy
 import os
 import sys
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final
@@ -22,6 +23,8 @@ from tests.crash.histories_life import FILES, USER_HOME, VIRT_IMAGE, Stage
 from tests.crash.histories_run import Run
 from tests.crash.model import Attach, Want
 
+ROOTS: Final = ("t0", "t1")
+LEAVES: Final = ("t0/x", "t0/s/y", "t1/x", "t1/y")
 NAMES: Final = (*FILES, "g0", "g1")
 VMS: Final = ("a", "b", "c", "d")
 ENROLLED: Final = "u"
@@ -154,6 +157,7 @@ class Change:
     cut: str
 
 
+Step = Ask | Change | Domain | Unit | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
 # Each with the group that shares it.
 _ACCESSES: Final = (
     ("group", "g"),
@@ -177,7 +181,14 @@ _want = st.builds(
     st.sampled_from(_ACCESSES),
     st.sampled_from([False, False, False, True]),
 )
-_wants = st.lists(_want, min_size=1, max_size=3).map(tuple)
+_tree = st.builds(
+    lambda name, access: Want(f"disks/{name}", access[0], group=access[1], tree=True),
+    st.sampled_from(ROOTS),
+    st.sampled_from(_ACCESSES),
+)
+_wants = st.lists(st.one_of(_want, _tree, _want, _want), min_size=1, max_size=3).map(tuple)
+# What third parties do something to.
+_theirs = st.one_of(_names, st.sampled_from(LEAVES))
 # Where a daemon is to end: at the N-th time that it reaches a point.
 _deaths = st.builds(
     "{}@{}=kill".format, st.sampled_from([str(point) for point in Point]), st.integers(1, 6)
@@ -215,7 +226,7 @@ _domains = st.builds(
     st.sampled_from(["turn", "turn", "turn", "crash", "turn", "follow", "ending", "label", "back"]),
     st.sampled_from((*DOMAINS[:1], *DOMAINS)),
     _of_domain,
-    st.sampled_from([2, 2, 1, 2, 0]),
+    st.sampled_from([2, 2, 2, 1, 2, 0]),
     _insist,
     _cuts,
 )
@@ -227,37 +238,40 @@ _units = st.builds(
     _insist,
     _cuts,
 )
-steps = st.one_of(
-    _units,
-    _units,
-    _domains,
-    _domains,
-    _asks,
-    _asks,
-    _asks,
-    _changes,
-    _changes,
-    _changes,
-    st.builds(GiveBack, st.sampled_from(["Release", "Release", "Forget"]), _vms, _insist, _cuts),
-    st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts),
-    st.builds(
-        Groups,
-        st.sampled_from(["join", "make", "delete", "leave", "join"]),
-        _vms,
-        _groups,
-        _insist,
-        _cuts,
-    ),
-    st.builds(Service, st.sampled_from(["kill", "stop", "start"]), st.booleans(), _cuts),
-    st.builds(Relabel, _names, st.one_of(st.sampled_from(LABELS), _names)),
-    st.builds(
-        Disturb,
-        st.sampled_from(["delete", "make", "replace", "rename", "rename", "link"]),
-        _names,
-        _names,
-        st.booleans(),
-    ),
-    st.builds(Refuse, st.one_of(st.none(), _names), st.sampled_from([True, True, False])),
+_releases = st.builds(
+    GiveBack, st.sampled_from(["Release", "Release", "Forget"]), _vms, _insist, _cuts
+)
+_ends = st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts)
+_memberships = st.builds(
+    Groups,
+    st.sampled_from(["join", "make", "delete", "leave", "join"]),
+    _vms,
+    _groups,
+    _insist,
+    _cuts,
+)
+_services = st.builds(Service, st.sampled_from(["kill", "stop", "start"]), st.booleans(), _cuts)
+_relabels = st.builds(
+    Relabel,
+    st.one_of(_theirs, st.sampled_from((*ROOTS, "t0/s"))),
+    st.one_of(st.sampled_from(LABELS), _names),
+)
+_disturbances = st.builds(
+    Disturb,
+    st.sampled_from(["delete", "make", "replace", "rename", "rename", "link"]),
+    _theirs,
+    _names,
+    st.booleans(),
+)
+_refusals = st.builds(Refuse, st.one_of(st.none(), _theirs), st.sampled_from([True, True, False]))
+# Drawn by their places: of strategies that are alike one_of() takes one.
+_TABLE: Final = (
+    *(_domains, _changes, _asks, _units, _ends, _disturbances, _memberships, _services),
+    *(_asks, _changes, _relabels, _domains, _refusals, _asks, _disturbances, _releases),
+    *(_units, _changes, _asks, _domains),
+)
+steps: st.SearchStrategy[Step] = st.integers(0, len(_TABLE) - 1).flatmap(
+    lambda place: _TABLE[place]
 )
 
 
@@ -269,29 +283,24 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.run = Run(self.stage)
+        self._steps: list[Step] = []
 
     @invariant()
     def all_is_as_it_must_be(self) -> None:
         self.run.check()
 
     def teardown(self) -> None:
-        self.run.end(failed=sys.exc_info()[0] is not None)
+        kind = sys.exc_info()[0]
+        # What ends a history that came to its end is no error.
+        failed = kind is not None and issubclass(kind, Exception)
+        if failed:
+            # What is found smaller may fail in another way, or not at all.
+            print(traceback.format_exc(), *self._steps, sep="\n", flush=True)
+        self.run.end(failed=failed)
 
     @rule(it=steps)
-    def step(
-        self,
-        it: Ask
-        | Change
-        | Domain
-        | Unit
-        | GiveBack
-        | Groups
-        | End
-        | Service
-        | Relabel
-        | Disturb
-        | Refuse,
-    ) -> None:
+    def step(self, it: Step) -> None:
+        self._steps.append(it)
         match it:
             case Change():
                 self._change(it)
@@ -408,7 +417,7 @@ class Histories(RuleBasedStateMachine):
         if not fitting and not it.insist:
             return
         vm = self._one_of(it.vm, fitting, insist=it.insist)
-        holds = vms[vm].holds if vm in vms else ()
+        holds = [hold for hold in vms[vm].holds if not hold.tree] if vm in vms else []
         old = holds[it.resource % len(holds)] if holds else None
         if it.what == "detach":
             self.run.detach(vm, old.id if old is not None else "r1")
@@ -564,7 +573,8 @@ class Histories(RuleBasedStateMachine):
         world, disks, name, to = self.run.world, self.run.disks, it.name, it.to
         old = world.files.get(name)
         text = old.label if old is not None and it.keep_label else None
-        if old is None and it.what == "make":
+        folder = name.rpartition("/")[0]
+        if old is None and it.what == "make" and (not folder or folder in world.files):
             world.make(name, disks.make(name, text), text)
         if old is None or old.immutable:
             return
@@ -579,6 +589,11 @@ class Histories(RuleBasedStateMachine):
             world.make("new", disks.make("new", text), text)
             os.rename(disks.name("new"), disks.name(name))
             world.rename("new", name)
+        elif it.what in ("rename", "link") and name in LEAVES:
+            # What leaves a tree takes its label along, so the whole tree goes.
+            for one, other in zip((*ROOTS, "new"), ("new", *ROOTS), strict=True):
+                os.rename(disks.name(one), disks.name(other))
+                world.rename_tree(one, other)
         elif it.what == "rename" and world.files.get(to) is not old:
             if to not in world.files or self._mutable(to):
                 os.rename(disks.name(name), disks.name(to))

@@ -71,10 +71,11 @@ def check(
     pool: Pair,
     labels: Mapping[str, tuple[int, str | None]],
     foreign: Set[int],
+    roots: Mapping[str, int],
 ) -> None:
     """The invariants of the design, of the book and the labels alone.
 
-    `foreign`: the files whose label a third party has set.
+    `foreign`: the files whose label a third party has set; `roots`: by what each name is held.
     """
     with _opened(path) as book:
         vms = book.execute("SELECT rank, name, categories, state FROM vm").fetchall()
@@ -121,10 +122,11 @@ def check(
     held = {(rank, ino) for rank, _, ino, _, _ in holds}
     known = ranks | suspected
     for name, (ino, label) in labels.items():
+        root = roots[name]
         for rank in range(comb(len(pool), 2)):
             if ino not in foreign and _pair(pool, rank) <= categories(label):
                 assert rank in known, f"{name} carries {label}, the categories of no VM"
-                assert (rank, ino) in held or rank in suspected, f"{name} carries {label}, unheld"
+                assert (rank, root) in held or rank in suspected, f"{name} carries {label}, unheld"
         for category in categories(label) & GROUP_POOL:
             if ino not in foreign and (ino, label) not in libvirts:
-                assert grouped.get(ino) == category or -1 - category in keys, f"{name}: {label}"
+                assert grouped.get(root) == category or -1 - category in keys, f"{name}: {label}"

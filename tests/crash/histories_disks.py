@@ -51,11 +51,14 @@ class Disks:
         """A file by its name, where it can always be written."""
         return self._disks / name
 
-    def make(self, name: str, text: str | None) -> int:
-        """Make a file with this label and return its inode number."""
+    def make(self, name: str, text: str | None, *, folder: bool = False) -> int:
+        """Make a file with this label, or a folder, and return its inode number."""
         path = self.name(name)
-        with open(path, "xb") as file:
-            file.truncate(_MIB)
+        if folder:
+            path.mkdir()
+        else:
+            with open(path, "xb") as file:
+                file.truncate(_MIB)
         if text is not None:
             set_label(path, text)
         return path.stat().st_ino
@@ -86,11 +89,15 @@ class Disks:
 
     def labels(self) -> dict[str, tuple[int, str | None]]:
         """Inode number and label of every name."""
-        return {entry.name: (entry.inode(), label(entry.path)) for entry in os.scandir(self._disks)}
+        return {
+            str(path.relative_to(self._disks)): (path.stat().st_ino, label(path))
+            for path in self._disks.rglob("*")
+        }
 
     def clear(self) -> None:
         """Remove every file, whatever keeps it."""
         self.read_only(on=False)
-        for entry in list(os.scandir(self._disks)):
-            self.immutable(entry.name, on=False)
-            os.unlink(entry.path)
+        # What is in a folder before it.
+        for path in sorted(self._disks.rglob("*"), reverse=True):
+            self.immutable(str(path.relative_to(self._disks)), on=False)
+            path.rmdir() if path.is_dir() else path.unlink()

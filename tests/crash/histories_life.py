@@ -27,11 +27,20 @@ from tests.crash.model_world import World
 from tests.support import MANAGER, PROPERTIES, Client, Daemon, unwrap, wait_for
 from tests.zygote import Zygote
 
-EXTRA: Final = '[labels]\nprivate = "c0.c3"\n[drift]\nrepair = false\n'
+EXTRA: Final = '[labels]\nprivate = "c0.c4"\n[drift]\nrepair = false\n'
 USER_HOME: Final = "unconfined_u:object_r:user_home_t:s0"
 VIRT_IMAGE: Final = "system_u:object_r:virt_image_t:s0"
 FILES: Final = {"f0": None, "f1": USER_HOME, "f2": model.CONTENT, "f3": VIRT_IMAGE}
-_SYSTEMD: Final = "org.freedesktop.systemd1"
+# Folders, and files in them, which end in a letter of their own.
+TREES: Final = {
+    "t0": VIRT_IMAGE,
+    "t0/s": VIRT_IMAGE,
+    "t0/s/y": USER_HOME,
+    "t0/x": VIRT_IMAGE,
+    "t1": None,
+    "t1/x": USER_HOME,
+    "t1/y": None,
+}
 _OBJECT_MANAGER: Final = "org.freedesktop.DBus.ObjectManager"
 # How a call ends whose service has ended.
 _DEAD: Final = ("NoReply", "ServiceUnknown", "NameHasNoOwner", "NoSuchUnit")
@@ -61,8 +70,9 @@ class Life:
         self.disks = stage.disks
         self.disks.clear()
         self.world = World(POOL)
-        for name, text in FILES.items():
-            self.world.make(name, self.disks.make(name, text), text)
+        for name, text in {**TREES, **FILES}.items():
+            is_folder = name in TREES and name[-1] not in "xy"
+            self.world.make(name, self.disks.make(name, text, folder=is_folder), text)
         folder = stage.folder / str(figures["histories"])
         self.daemon = Daemon(folder, extra=EXTRA, zygote=stage.zygote)
         self.client = Client()
@@ -249,6 +259,8 @@ class Life:
                     fds.append(os.open(path, mode))
                 else:
                     one["path"] = Variant("s", path)
+                if want.tree:
+                    one["recursive"] = Variant("b", True)
                 asked.append(one)
             yield asked, fds
         finally:
@@ -273,7 +285,10 @@ class Life:
         other = {key: (seen[key], wanted[key]) for key in seen if seen[key] != wanted[key]}
         assert not other, f"found and expected: {other}"
         foreign = {file.ino for file in self.world.files.values() if file.theirs}
-        book.check(self.daemon.book, POOL, self.disks.labels(), foreign)
+        # What is in a tree is held by its root.
+        labels = self.disks.labels()
+        roots = {name: labels[name.partition("/")[0]][0] for name in labels}
+        book.check(self.daemon.book, POOL, labels, foreign, roots)
         found = [
             Finding(one["kind"].value, one["vm"].value, one["path"].value)
             for one in (msg.body[0] for msg in self.client.signals if msg.member == "DriftFound")

@@ -60,6 +60,7 @@ class Run(Domains, Units):
             arguments = (member, signature, name, *command, asked, options)
             if self._answer(errors, *arguments, fds=fds, client=client):
                 self.world = granted()
+                figures["with trees"] += any(want.tree for want in wanted)
                 if foretold:
                     assert model.text(self.world.vms[name].pair) == foretold
 

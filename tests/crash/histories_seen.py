@@ -12,8 +12,8 @@ from tests.crash.model import Guest, Hold
 from tests.crash.model_units import UNIT
 from tests.crash.model_world import World
 
-# Six pairs for four VMs: they come back soon, and a full pool is met.
-POOL: Final = frozenset(range(4))
+# Ten pairs for seven VMs: they come back soon, and a full pool is met.
+POOL: Final = frozenset(range(5))
 _WORDS: Final = (
     "Id",
     "State",
@@ -67,8 +67,8 @@ def _vm(vm: Guest, disks: Disks, world: World) -> dict[str, Any]:
     }
 
 
-def _hold(hold: Hold, disks: Disks) -> dict[str, str]:
-    shown = {
+def _hold(hold: Hold, disks: Disks) -> dict[str, Any]:
+    shown: dict[str, Any] = {
         "id": hold.id,
         "path": disks.path(hold.path),
         "access": hold.access,
@@ -77,6 +77,8 @@ def _hold(hold: Hold, disks: Disks) -> dict[str, str]:
         "group": hold.group,
         "part-of": hold.part_of,
     }
+    if hold.tree:
+        shown["recursive"] = True
     optional = ("group", "part-of")
     return {key: value for key, value in shown.items() if value or key not in optional}
 
@@ -90,6 +92,8 @@ def seen(
         group = interfaces.get("org.svirt1.Group")
         if group is not None:
             groups[group["Name"]] = int(group["Category"][1:]), group["Members"]
+            continue
+        if "org.svirt1.Job" in interfaces:
             continue
         vm = interfaces["org.svirt1.VM"]
         vm["HasReason"] = bool(vm["StateReason"])

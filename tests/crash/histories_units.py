@@ -16,6 +16,7 @@ from tests.crash.model import Want
 from tests.crash.model_units import UNIT
 from tests.crash.model_world import World
 from tests.enrolled import UNITS, show, systemctl, unit_file
+from tests.support import wait_for
 
 _DROP_IN = UNITS / f"{UNIT}.d" / "50-svirtd.conf"
 # As the drop-in that svirtctl writes, with a program that starts in no time.
@@ -98,6 +99,8 @@ class Units(Life):
             after = before
         code = subprocess.run(["systemctl", "start", UNIT], capture_output=True, check=False)
         runs = code.returncode == 0
+        if not runs:
+            _wait()  # a start has failed before the end of it is told
         try:
             if self.up:
                 self.call("ListVMs", "")
@@ -134,6 +137,9 @@ class Units(Life):
     def _at_rest(self) -> None:
         vm = self.world.of_unit
         if vm is not None and vm.state != "reserved":
-            between = ("activating", "deactivating")
-            while show(UNIT, "ActiveState")["ActiveState"] in between:
-                pass
+            _wait()
+
+
+def _wait() -> None:
+    between = ("activating", "deactivating")
+    wait_for("a unit at rest", lambda: show(UNIT, "ActiveState")["ActiveState"] not in between)

@@ -5,10 +5,12 @@ These are the values; what becomes of them is in model_world.py. A path is "FOLD
 folders show the same files, and the one named VIEW can be made read-only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 Pair = frozenset[int]
+# What entries of a tree carried, by inode number; what is not among them has what its root had.
+Earlier = tuple[tuple[int, str | None], ...]
 # [labels] groups as it is by default.
 GROUP_POOL: Final = frozenset(range(768, 1024))
 
@@ -65,12 +67,14 @@ class File:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """One resource of a request; `fd`: passed as a descriptor; `group`: whose members share it."""
+    """One resource of a request; `fd`: passed as a descriptor; `group`: whose members share it;
+    `tree`: a folder with all that is in it."""
 
     path: str
     access: str
     fd: bool = False
     group: str = ""
+    tree: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,8 @@ class Attach:
 @dataclass(frozen=True, slots=True)
 class Hold:
     """One VM's use of one file, by the path that it was asked for. `part_of`: the id of that for
-    whose sake the VM has it; `number`: above those of what the VM had before."""
+    whose sake the VM has it; `number`: above those of what the VM had before. `inside`: of a tree,
+    what its entries had, by inode number."""
 
     ino: int
     path: str
@@ -99,6 +104,8 @@ class Hold:
     id: str = ""
     number: int = 0
     part_of: str = ""
+    tree: bool = False
+    inside: Earlier = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +138,7 @@ class Suspect:
     ino: int
     label: str
     original: str | None
+    inside: Earlier = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True, order=True)

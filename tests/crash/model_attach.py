@@ -44,7 +44,7 @@ class Attaching(Labels):
             errors |= self._against_id(vm, own, asked.id)
             errors |= self._against_attaching(vm, asked, own, old)
         kept = old if asked.keeps else None
-        if not errors and kept is not None and kept.access in ("exclusive", "group"):
+        if kept is not None and kept.access in ("exclusive", "group"):
             errors |= self._against_another(vm, kept, Want(kept.path, "readonly"))
         if errors:
             return errors, ""

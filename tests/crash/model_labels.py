@@ -21,6 +21,7 @@ from tests.crash.model import (
     TAKEN,
     TWICE,
     VIEW,
+    Earlier,
     File,
     Finding,
     Guest,
@@ -55,11 +56,18 @@ class Labels:
         """Return the file that a path leads to."""
         return self.files.get(path.rpartition("/")[2])
 
-    def writable(self, path: str) -> bool:
-        """Say whether the file at a path can be written and labelled by that path."""
-        file = self.at(path)
+    def writable(self, path: str, part: File | None = None) -> bool:
+        """Say whether a file at a path, or in it, can be written and labelled by that path."""
+        file = part or self.at(path)
         read_only = self.view_readonly and path.startswith(f"{VIEW}/")
         return file is not None and not file.immutable and not read_only
+
+    def parts(self, path: str) -> list[File]:
+        """Return the file that a path leads to; of a folder, with all that is in it."""
+        root = path.rpartition("/")[2]
+        return [
+            file for name, file in self.files.items() if name == root or name.startswith(f"{root}/")
+        ]
 
     def pairs(self) -> set[Pair]:
         """Return every pair that there is."""
@@ -116,20 +124,28 @@ class Labels:
             if not alike or not (want.group or want.access == "public"):
                 return {BUSY}
             return set() if file.label == held.label else {REFUSED}
-        refused = (
-            len(file.names) > 1
-            or (file.label is not None and file.label.split(":")[2] not in TAKEN)
-            or self.of_a_vm(file.label)
-        )
-        return {REFUSED} if refused else set()
+        found = set()
+        for part in self.parts(want.path):
+            # One that has another's number: the book knows a file by that.
+            if part is not file and any(h.access == "public" for _, h in self.holders(part.ino)):
+                found.add(BUSY)
+            if (
+                len(part.names) > 1
+                or (part.label is not None and part.label.split(":")[2] not in TAKEN)
+                or self.of_a_vm(part.label)
+            ):
+                found.add(REFUSED)
+        return found
 
     def cannot_label(self, want: Want, pair: Pair) -> bool:
         """Say whether the file system will not take the label that a resource needs."""
         file = self.at(want.path)
         assert file is not None
         # One that is held already, or carries it by chance, needs none.
-        needs = not self.holders(file.ino) and file.label != self.target(want, pair)
-        return needs and not self.writable(want.path)
+        if self.holders(file.ino):
+            return False
+        needs = [part for part in self.parts(want.path) if part.label != self.target(want, pair)]
+        return any(not self.writable(want.path, part) for part in needs)
 
     def general(self, name: str, wants: Sequence[Want], *, starts: bool = False) -> set[str]:
         """Return the errors that stand against a request as a whole; `starts`: by its unit."""
@@ -162,7 +178,7 @@ class Labels:
             found |= against
             # Which pair a new VM gets does not matter: no file that may be taken carries one.
             if not against and self.cannot_label(want, known.pair if known else Pair()):
-                found.add(NO_LABEL)
+                found |= {NO_LABEL, REFUSED} if want.tree else {NO_LABEL}
         return found
 
     def grant(self, vm: Guest, wants: Sequence[Want]) -> None:
@@ -192,11 +208,26 @@ class Labels:
         assert file is not None
         others = self.holders(file.ino)
         original = others[0][1].original if others else file.label
+        inside: Earlier = others[0][1].inside if others else ()
         # What a VM of libvirt's has alone gets all that its processes have, and by libvirt.
         label = self.target(want, self.whole(vm) if vm.libvirt else vm.pair)
         if not others and not vm.libvirt:
-            file.label, file.theirs = label, False
-        return Hold(file.ino, want.path, want.access, label, original, want.group, id_, number)
+            parts = self.parts(want.path)
+            inside = tuple((part.ino, part.label) for part in parts) if want.tree else ()
+            for part in parts:
+                part.label, part.theirs = label, False
+        return Hold(
+            file.ino,
+            want.path,
+            want.access,
+            label,
+            original,
+            want.group,
+            id_,
+            number,
+            tree=want.tree,
+            inside=inside,
+        )
 
     # -- Release, Forget, the ends of units and callers --------------------------------------
 
@@ -239,7 +270,7 @@ class Labels:
 
     def _suspect(self, vm: Guest, fates: Sequence[tuple[Hold, str]]) -> None:
         self.suspects += [
-            Suspect(tuple(sorted(carried)), h.path, h.ino, h.label, h.original)
+            Suspect(tuple(sorted(carried)), h.path, h.ino, h.label, h.original, h.inside)
             for carried in (vm.pair, *(frozenset({self.groups[one]}) for one in vm.groups))
             for h, fate in fates
             if fate and self._may_carry(carried, h, fate)
@@ -271,9 +302,15 @@ class Labels:
         """Give one label back; returns what is to be reported, empty for nothing."""
         fate, file = self._fate(vm, hold), self.at(hold.path)
         alone = all(other.name == vm.name for other, _ in self.holders(hold.ino))
-        if not fate and alone and file is not None and file.label != hold.original:
-            file.label, file.theirs = hold.original, True
+        if alone and file is not None and file.ino == hold.ino:
+            self.give_back_parts(hold)
         return fate
+
+    def give_back_parts(self, what: Hold | Suspect) -> None:
+        """Whatever carries the label that it got has again what it had before."""
+        for part in self.parts(what.path):
+            if part.label == what.label and self.writable(what.path, part):
+                part.label, part.theirs = earlier(what, part), True
 
     def _fate(self, vm: Guest, hold: Hold) -> str:
         if any(other.name != vm.name for other, _ in self.holders(hold.ino)):
@@ -283,17 +320,24 @@ class Labels:
             return "missing"
         if file.ino != hold.ino:
             return "replaced"
-        if file.label == hold.original:
-            return ""
-        if file.label != hold.label:
-            return "changed"
-        return "" if self.writable(hold.path) else "failed"
+        return self.left(hold)
+
+    def left(self, what: Hold | Suspect) -> str:
+        """Say what keeps some of it from having what it had before; empty if nothing does."""
+        parts = [part for part in self.parts(what.path) if part.label != earlier(what, part)]
+        got = [part for part in parts if part.label == what.label]
+        if any(not self.writable(what.path, part) for part in got):
+            return "failed"
+        return "changed" if len(got) < len(parts) else ""
 
     def _may_carry(self, carried: Pair, hold: Hold, fate: str) -> bool:
         if not carried <= categories(hold.label):
             return False
-        file = self.at(hold.path)
-        return fate != "changed" or (file is not None and carried <= categories(file.label))
+        return fate != "changed" or self.carries(hold.path, carried)
+
+    def carries(self, path: str, carried: Pair) -> bool:
+        """Say whether a file, or what is in a folder, carries these categories."""
+        return any(carried <= categories(part.label) for part in self.parts(path))
 
     # -- third parties ----------------------------------------------------------------------
 
@@ -313,6 +357,11 @@ class Labels:
         file.names = (file.names - {name}) | {to}
         self.files[to] = file
 
+    def rename_tree(self, root: str, to: str) -> None:
+        """A folder gets another name, and what is in it with it."""
+        for name in [one for one in self.files if one == root or one.startswith(f"{root}/")]:
+            self.rename(name, to + name.removeprefix(root))
+
     def link(self, name: str, to: str) -> None:
         """A file gets one more name."""
         file = self.files[to] = self.files[name]
@@ -322,3 +371,8 @@ class Labels:
         """Somebody else sets a label."""
         file = self.files[name]
         file.label, file.theirs = label, True
+
+
+def earlier(what: Hold | Suspect, part: File) -> str | None:
+    """Return what a file, or an entry of a tree, carried before."""
+    return dict(what.inside).get(part.ino, what.original)

@@ -23,6 +23,7 @@ from tests.crash.model import (
 )
 from tests.crash.model_attach import Attaching
 from tests.crash.model_domains import Domains
+from tests.crash.model_labels import earlier
 from tests.crash.model_units import Units
 
 
@@ -94,19 +95,21 @@ class World(Attaching, Domains, Units):
         file = self.at(suspect.path)
         if file is None or file.ino != suspect.ino:
             return False
-        if not frozenset(suspect.pair) <= categories(file.label):
+        if not self.carries(suspect.path, frozenset(suspect.pair)):
             return True
-        back = file.label == suspect.label and not self.holders(file.ino)
-        if not back or not self.writable(suspect.path):
+        if self.holders(file.ino):
             return False
-        file.label, file.theirs = suspect.original, True
-        return True
+        left = self.left(suspect)
+        self.give_back_parts(suspect)
+        return not left
 
     def _put_back(self, hold: Hold) -> None:
         """A label that had not reached the disk in a power cut: what was before it is there."""
         file = self.at(hold.path)
-        if file is None or file.ino != hold.ino or file.label != hold.original:
+        if file is None or file.ino != hold.ino:
             return
-        plain = file.label is None or file.label.split(":")[2] in TAKEN
-        if plain and not categories(file.label) and self.writable(hold.path):
-            file.label, file.theirs = hold.label, False
+        for part in self.parts(hold.path):
+            plain = part.label is None or part.label.split(":")[2] in TAKEN
+            back = part.label == earlier(hold, part) != hold.label
+            if back and plain and not categories(part.label) and self.writable(hold.path, part):
+                part.label, part.theirs = hold.label, False

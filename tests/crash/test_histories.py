@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.crash.histories import Histories
@@ -45,6 +45,8 @@ def test_histories(stage: Stage) -> None:
             deadline=None,
             print_blob=True,
             suppress_health_check=list(HealthCheck),
+            # To look for a smaller one takes minutes, and its timing is another.
+            phases=[Phase.explicit, Phase.generate],
         ),
     )
     if not ASKED:
@@ -56,4 +58,5 @@ def test_histories(stage: Stage) -> None:
         changes = ("attached", "detached", "replaced", "kept")
         domains = ("checked in", "followed", "ending", "domains over")
         units = ("enrolled", "units started", "units not started", "units ended")
-        assert all(figures[what] > 0 for what in (*changes, *domains, *units)), figures
+        known = (*changes, *domains, *units, "with trees")
+        assert not {what for what in known if not figures[what]}, figures
