@@ -2,6 +2,7 @@
 """The daemon as a process, a client of it, and the look at what is left behind."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ MANAGER = "org.svirt1.Manager"
 VM = "org.svirt1.VM"
 GROUP = "org.svirt1.Group"
 JOB = "org.svirt1.Job"
+PEER = "org.freedesktop.DBus.Peer"
 PROPERTIES = "org.freedesktop.DBus.Properties"
 XATTR = "security.selinux"
 DEADLINE_S = 20.0
@@ -245,12 +247,19 @@ class Client:
         ):
             self.runner.run(self.connection.subscribe(NAME, interface, member, self.signals.append))
 
-    def idle(self, seconds: float = 0.02) -> None:
-        """Let the loop take in what has arrived."""
-        self.runner.run(asyncio.sleep(seconds))
+    def idle(self, seconds: float = 0.0) -> None:
+        """Let the loop take in what arrives within that time, and all that the bus has sent."""
+        self.runner.run(self._idle(seconds))
+
+    async def _idle(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        # What was sent before an answer is here before it. So it is with signals of svirtd's.
+        if await self.connection.has_owner(NAME):
+            with contextlib.suppress(BusError):
+                await self.connection.call(NAME, ROOT, PEER, "Ping", timeout_s=self.deadline_s)
 
     def seen(self, member: str) -> list[list[Any]]:
-        """The bodies of the collected signals of this member."""
+        """The bodies of the collected signals of this member, of all that was told so far."""
         self.idle()
         return [list(msg.body) for msg in self.signals if msg.member == member]
 
