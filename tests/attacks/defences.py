@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 # Makes the replacement out of the real thing.
 Weakener = Callable[[Any], Any]
@@ -247,8 +248,11 @@ def switch_off(name: str) -> None:
                         setattr(other, key, weak)
 
 
-def against(*names: str) -> pytest.MarkDecorator:
+def against(*names: str) -> "pytest.MarkDecorator":
     """Mount the attack against the daemon as it is, and once with each of these defences off."""
+    # Not for the daemons, each of which would have to import it.
+    import pytest
+
     assert set(names) <= set(DEFENCES), names
     kinds: list[str | None] = [None, *names]
     ids = [f"without {name}" if name else "as it is" for name in kinds]
