@@ -16,6 +16,7 @@ from svirtd.host.crew import Offence, Other, beside_crew
 from tests.support import label, set_label
 
 OLD = "system_u:object_r:virt_image_t:s0"
+Make = Callable[[Path], None]
 NEW = "system_u:object_r:svirt_image_t:s0:c1,c2"
 
 
@@ -63,12 +64,29 @@ def _nothing(root: Path) -> None:
     assert root.is_dir()
 
 
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Make], Path]]:
+    """A function that returns a tree, made once: ext4 takes long to find inodes for thousands of
+    files where as many were deleted a moment before."""
+    made: dict[Make, Path] = {}
+
+    def tree(make: Make) -> Path:
+        if make not in made:
+            made[make] = tmp_path_factory.mktemp("tree")
+            make(made[make])
+        return made[make]
+
+    yield tree
+    for root in made.values():
+        shutil.rmtree(root)
+
+
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize("make", [_chain, _wide, _uneven, _flat, _nothing])
 def test_each_entry_is_worked_on_by_one(
-    root: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], None], workers: int
+    grown: Callable[[Make], Path], monkeypatch: pytest.MonkeyPatch, make: Make, workers: int
 ) -> None:
-    make(root)
+    root = grown(make)
     paths = [root, *root.rglob("*")]
     for path in paths:
         set_label(path, OLD)
