@@ -189,7 +189,9 @@ class Enrolled:
                 others = await self._foreign.sets()
                 bare = replace(request, resources=())
                 would, _ = await doors.store.read(
-                    lambda db: entries.dry_run(db, doors, _ROOT, bare, [], others, goal)
+                    lambda db: entries.dry_run(
+                        db, doors, _ROOT, bare, [], others, goal, by_unit=True
+                    )
                 )
                 context = would.process_context
         except SvirtError as error:

@@ -121,11 +121,7 @@ def begin_acquire(
 def _refuse_other_unit(db: Database, known: VM | None, vm: VM, launching: Launching | None) -> None:
     """Raise what keeps an enrolled VM's label from all but its unit, and its unit from another."""
     if not isinstance(launching, Enrolling):
-        if known is not None and known.enrolled:
-            raise VMExists(
-                f"VM {known.name!r} is enrolled for {known.enrolled}, which alone has its label; "
-                "start that, or take another name"
-            )
+        _refuse_enrolled(known)
         return
     if known is None or enrolments.by_unit(db, launching.unit) != launching.enrolment:
         raise Failed(f"{launching.unit} has been enrolled anew meanwhile; start it again")
@@ -137,6 +133,14 @@ def _refuse_other_unit(db: Database, known: VM | None, vm: VM, launching: Launch
         )
 
 
+def _refuse_enrolled(known: VM | None) -> None:
+    if known is not None and known.enrolled:
+        raise VMExists(
+            f"VM {known.name!r} is enrolled for {known.enrolled}, which alone has its label; "
+            "start that, or take another name"
+        )
+
+
 def dry_run(
     db: Database,
     doors: Doors,
@@ -145,9 +149,15 @@ def dry_run(
     seen: Sequence[Seen],
     others: OtherSets,
     goal: Goal,
+    *,
+    by_unit: bool = False,
 ) -> tuple[VM, Plan]:
-    """Return what begin_acquire would decide; write nothing. Raises what concerns no resource."""
-    return decide(db, doors, caller, request, seen, others, goal, pool.peek_rank)[1:]
+    """Return what begin_acquire would decide, `by_unit`: at the start of the VM's enrolled unit;
+    write nothing. Raises what concerns no resource."""
+    known, vm, plan = decide(db, doors, caller, request, seen, others, goal, pool.peek_rank)
+    if not by_unit:
+        _refuse_enrolled(known)
+    return vm, plan
 
 
 def groups_again(db: Database, categories: frozenset[int]) -> dict[int, str]:

@@ -220,6 +220,8 @@ def test_what_is_enrolled_is_kept_for_its_unit(unit: str, client: Client, tmp_pa
     disks = resources(disk)
     taken = client.error("Acquire", "saa{sv}a{sv}", "web", disks, {})
     assert taken.name == "org.svirt1.Error.VMExists"
+    # What would be refused is told beforehand.
+    assert client.error("Plan", "saa{sv}a{sv}", "web", disks, {}).name == taken.name
     taken = client.error("Launch", "sasaa{sv}a{sv}", "web", ["/bin/sleep", "9"], disks, {})
     assert taken.name == "org.svirt1.Error.VMExists"
     assert "unenroll" in client.error("Forget", "sa{sv}", "web", {}).text
