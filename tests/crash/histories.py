@@ -135,7 +135,8 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """A group is made or deleted, or a VM joins it or leaves it for its next start."""
+    """A group is made or deleted, granted to a VM or not any more, or a VM joins it or leaves it
+    for its next start."""
 
     what: str
     vm: str
@@ -244,7 +245,7 @@ _releases = st.builds(
 _ends = st.builds(End, st.sampled_from(["VM", "caller"]), _vms, st.sampled_from([0, 1]), _cuts)
 _memberships = st.builds(
     Groups,
-    st.sampled_from(["join", "make", "delete", "leave", "join"]),
+    st.sampled_from(["join", "make", "grant", "delete", "revoke", "leave", "revoke", "join"]),
     _vms,
     _groups,
     _insist,
@@ -377,6 +378,17 @@ class Histories(RuleBasedStateMachine):
         elif it.what == "delete":
             if it.group in run.world.groups or it.insist:
                 run.delete_group(it.group)
+        elif it.what == "grant":
+            run.make_group(it.group)
+            run.allow(it.vm, it.group, grants=True)
+        elif it.what == "revoke":
+            granted = [name for group, name in run.world.grants if group == it.group]
+            members = [vm.name for vm in kept if it.group in vm.lasting]
+            if not it.insist and not granted and not members:
+                run.make_group(it.group)
+                run.allow(it.vm, it.group, grants=True)
+            name = self._one_of(it.vm, [*granted, *members], insist=it.insist)
+            run.allow(name, it.group, grants=False)
         elif it.what == "join":
             if kept or it.insist:
                 run.make_group(it.group)

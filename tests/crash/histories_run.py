@@ -17,7 +17,7 @@ from tests.crash.histories_units import Units
 from tests.crash.model import Attach, Want, categories
 from tests.crash.model_units import UNIT
 from tests.crash.model_world import World
-from tests.support import VM, svirt_units, unwrap, wait_for
+from tests.support import GROUP, VM, svirt_units, unwrap, wait_for
 
 _SYSTEMD: Final = "org.freedesktop.systemd1"
 
@@ -73,6 +73,17 @@ class Run(Domains, Units):
             self._answer(
                 errors, "JoinGroup" if joins else "LeaveGroup", "sa{sv}", group, {}, **where
             )
+            self.world = after
+
+    def allow(self, name: str, group: str, *, grants: bool) -> None:
+        """Grant a VM to be in a group, or take that back."""
+        after = copy.deepcopy(self.world)
+        errors = after.grant_group(name, group) if grants else after.revoke(name, group)
+        with self.maybe_dying(lambda: [after]):
+            where = {"path": f"/org/svirt1/group/{group}", "interface": GROUP}
+            member = "Grant" if grants else "Revoke"
+            if self._answer(errors, member, "sa{sv}", name, {}, **where) is not None:
+                figures["granted" if grants else "revoked"] += 1
             self.world = after
 
     def make_group(self, name: str) -> None:

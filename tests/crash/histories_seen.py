@@ -42,6 +42,7 @@ def expected(world: World, disks: Disks) -> dict[str, Any]:
             name: (
                 category,
                 sorted(vm.name for vm in world.vms.values() if name in vm.groups | vm.lasting),
+                sorted(vm for group, vm in world.grants if group == name),
             )
             for name, category in world.groups.items()
         },
@@ -91,7 +92,8 @@ def seen(
     for interfaces in objects.values():
         group = interfaces.get("org.svirt1.Group")
         if group is not None:
-            groups[group["Name"]] = int(group["Category"][1:]), group["Members"]
+            granted = sorted(one["vm"] for one in group["Grants"])
+            groups[group["Name"]] = int(group["Category"][1:]), group["Members"], granted
             continue
         if "org.svirt1.Job" in interfaces:
             continue

@@ -45,6 +45,8 @@ class Labels:
     findings: list[Finding] = field(default_factory=list)
     view_readonly: bool = False
     groups: dict[str, int] = field(default_factory=dict)
+    # Which VMs, by name, may be in which group.
+    grants: set[tuple[str, str]] = field(default_factory=set)
     # As which VM the administrator's unit is enrolled, and what it is to have.
     enrolled: tuple[str, tuple[Want, ...]] | None = None
     # The processes of libvirt's VMs that have not ended.

@@ -56,6 +56,28 @@ class World(Attaching, Domains, Units):
         self.vms[name] = replace(vm, lasting=vm.lasting - {group})
         return set()
 
+    def grant_group(self, name: str, group: str) -> set[str]:
+        """Allow a VM of this name to be in a group, whether it is in the book or not."""
+        if group not in self.groups:
+            return {GONE}
+        self.grants.add((group, name))
+        return set()
+
+    def revoke(self, name: str, group: str) -> set[str]:
+        """Take that back, and have the VM leave the group."""
+        vm = self.vms.get(name)
+        if group not in self.groups:
+            return {GONE}
+        if vm is not None and group in vm.groups:
+            return {FAILED}
+        member = vm is not None and group in vm.lasting
+        if (group, name) not in self.grants and not member:
+            return {TWICE}
+        self.grants.discard((group, name))
+        if vm is not None:
+            self.vms[name] = replace(vm, lasting=vm.lasting - {group})
+        return set()
+
     def delete_group(self, group: str) -> set[str]:
         """Delete a group that no VM is in."""
         if group not in self.groups:
@@ -63,6 +85,7 @@ class World(Attaching, Domains, Units):
         if any(group in vm.groups | vm.lasting for vm in self.vms.values()):
             return {BUSY}
         del self.groups[group]
+        self.grants = {one for one in self.grants if one[0] != group}
         return set()
 
     def create_group(self, group: str, category: int) -> None:
