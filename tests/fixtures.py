@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,10 @@ def forked_svirtctl(sandbox: Sandbox) -> Iterator[None]:
 def shared_daemon(sandbox: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """One daemon for the tests of a module that do not stop it."""
     daemon = Daemon(tmp_path_factory.mktemp("d"))
-    _shared.append(daemon)
     try:
-        yield daemon
+        with outliving(daemon):
+            yield daemon
     finally:
-        _shared.remove(daemon)
         code = daemon.stop() if daemon.process is not None else 0
     assert code == 0, daemon.output()
 
@@ -143,6 +143,16 @@ def nothing_left(tmp_path: Path) -> Iterator[None]:
     assert not grown, f"descriptors left open: {grown}"
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
+
+
+@contextmanager
+def outliving(daemon: Daemon) -> Iterator[None]:
+    """No test is told that it has left this daemon."""
+    _shared.append(daemon)
+    try:
+        yield
+    finally:
+        _shared.remove(daemon)
 
 
 def leftovers(daemon: Daemon) -> str:

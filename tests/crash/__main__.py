@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """`python -m tests.crash [pytest option…]`: the crash tier, in several sandboxes at once.
 
-Each shard is a sandbox with a bus and a systemd of its own, and takes every n-th case. The verdict
-is one: every shard passed, and together they killed the daemon at every boundary there is. With
-options of pytest only a part may have run, and only what ran is judged.
+Each shard is a sandbox with a bus and a systemd of its own, and takes one test after the other that
+no other has taken. The verdict is one: every shard passed, and together they killed the daemon at
+every boundary there is. With options of pytest only a part may have run, and only what ran is
+judged.
 """
 
 import os
@@ -68,7 +69,7 @@ def _start(number: int, folder: str, options: Sequence[str]) -> subprocess.Popen
             stdout=log,
             stderr=subprocess.STDOUT,
             cwd=_REPO,
-            env=os.environ | {report.SHARD: f"{number}/{_SHARDS}", report.FOLDER: folder},
+            env=os.environ | {report.SHARD: str(number), report.FOLDER: folder},
         )
 
 

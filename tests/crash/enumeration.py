@@ -64,7 +64,7 @@ def thinned(all_places: Sequence[Place]) -> Sequence[Place]:
 
 
 class Enumeration:
-    """The cases of one scenario and size, as far as they are this shard's."""
+    """The cases of one scenario and size."""
 
     def __init__(self, world: World, report: Report, scenario: Scenario, size: int) -> None:
         self._world = world
@@ -83,7 +83,7 @@ class Enumeration:
 
     def kill_everywhere(self) -> None:
         """Kill the daemon at every boundary that the scenario reaches."""
-        for place in self._report.share(thinned(self.trace())):
+        for place in thinned(self.trace()):
             self._case(str(place), functools.partial(self._killed_at, place))
         self._verdict()
 
@@ -91,7 +91,7 @@ class Enumeration:
         """Kill the daemon at one boundary, and the start after it at every one of its own."""
         place = first(self.trace())
         run = self._run(place)
-        for second in self._report.share(thinned(self._recovery_places(run))):
+        for second in thinned(self._recovery_places(run)):
             self._case(
                 f"{place}, then {second}", functools.partial(self._killed_twice, place, second)
             )
@@ -114,7 +114,7 @@ class Enumeration:
             for place in everywhere
             for text in texts
         ]
-        for one in self._report.share(armed):
+        for one in armed:
             self._case(one, functools.partial(self._failed_at, one, settled))
         self._verdict()
 
@@ -131,20 +131,20 @@ class Enumeration:
         """What was told holds; a release brings back everything, if there is anything."""
         try:
             try:
-                self._take_back(run.name)
+                self._ask_back(run.name)
             except BusError as error:
                 # Writes that came together were one transaction, so that the one that was to fail
                 # is the release's own: it is told so, and the next does not fail.
                 if not error.name.endswith(".Failed"):
                     raise
-                self._take_back(run.name)
+                self._ask_back(run.name)
         except BusError as error:
             # The end of a unit, which is noticed as well, may have been quicker.
             if not error.name.endswith(".NoSuchVM"):
                 raise
             self._world.settle()
         self._judge(run, {Fate.GONE})
-        self._world.daemon.kill()
+        self._world.rest()
 
     def _settled_by_restart(self, run: Run) -> None:
         self._world.daemon.kill()
@@ -187,13 +187,10 @@ class Enumeration:
 
     def _begin(self, armed: str) -> Run:
         world, scenario = self._world, self._scenario
-        world.reset(with_book=scenario.with_book)
         run = Run(world, self._size, world.new_name())
-        if world.start(f"{self._armed} {armed}".strip()):
+        if world.begin(f"{self._armed} {armed}".strip(), with_book=scenario.with_book):
             scenario.prepare(run)
             world.client.signals.clear()
-        else:
-            assert not scenario.with_book, "killed before the scenario began"
         return run
 
     def _run(self, place: Place) -> Run:
@@ -259,7 +256,8 @@ class Enumeration:
         assert not changed, f"the second start changed: {changed}"
         self._take_back(run.name)
         self._judge(run, {Fate.GONE})
-        world.daemon.kill()
+        if scenario.with_book:
+            world.rest()
 
     def _done(self, run: Run) -> int:
         """How many steps were announced, to the caller or by a signal: these hold, too."""
@@ -273,8 +271,21 @@ class Enumeration:
         return done
 
     def _take_back(self, name: str) -> None:
-        client = self._world.client
+        """Have the daemon give back what a VM has. The book says the same as the daemon: that was
+        compared, and costs no call."""
         self._world.libvirt.end()
+        for state, persistent in self._world.query(
+            f"SELECT state, persistent FROM vm WHERE name = '{name}'"
+        ):
+            if state != Fate.RESERVED:
+                self._world.client.release(name)
+            if state == Fate.RESERVED or persistent:
+                self._world.client.call("Forget", "sa{sv}", name, {})
+        self._world.settle()
+
+    def _ask_back(self, name: str) -> None:
+        """As _take_back, where nothing was compared."""
+        client = self._world.client
         if client.vms().get(name, "reserved") != "reserved":
             client.release(name)
         if name in client.vms():

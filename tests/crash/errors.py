@@ -49,9 +49,8 @@ class Errors:
     def start(self, *armed: str, before: Collection[Step] = (), with_book: bool = True) -> None:
         """Begin anew, with a daemon that is armed like this."""
         world, self._with_book = self.world, with_book
-        world.reset(with_book=with_book)
         self.run = Run(world, SIZE, world.new_name())
-        assert world.start(" ".join(armed))
+        assert world.begin(" ".join(armed), with_book=with_book)
         for step in before:
             step.ask(self.run)
         if before:

@@ -4,6 +4,7 @@
 It knows what a label means and what the tables hold, and takes neither from the daemon's engine.
 """
 
+import sqlite3
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from svirtd.core.mcs import parse_categories, parse_context
 from svirtd.core.pool import Permutation, make_shape
+from svirtd.host.bus import BusError
 from tests.crash.scenarios import Fate
 from tests.crash.world import BYSTANDER, GROUP, LABELS, Resource, World, raw_label
 
@@ -61,6 +63,17 @@ class Row:
         )
 
 
+def is_at_rest(world: World) -> bool:
+    """Say whether all is as at the beginning: no VM but the bystander, nothing open."""
+    if world.daemon.process is None or world.ended():
+        return False
+    try:
+        world.settle()
+        return not Judge(world, "", ()).problems({Fate.GONE}, bystander=True)
+    except (AssertionError, BusError, sqlite3.Error):
+        return False  # whatever it is, it is not that
+
+
 class Judge:
     """Looks at a world whose daemon is up and settled."""
 
@@ -71,6 +84,10 @@ class Judge:
 
     def problems(self, possible: Collection[Fate], *, bystander: bool) -> list[str]:
         """Say what is wrong, nothing if all is well."""
+        with self._world.look():
+            return self._problems(possible, bystander=bystander)
+
+    def _problems(self, possible: Collection[Fate], *, bystander: bool) -> list[str]:
         vms = {row.name: row for row in self._vms()}
         known = {self._name, BYSTANDER} if bystander else {self._name}
         found = [f"the book has VM {name}" for name in vms.keys() - known]
@@ -154,11 +171,11 @@ class Judge:
             yield f"units {world.units()} run"
             return
         for row in running:
-            service = world.service(row.unit)
-            if service["MainPID"].value != row.main_pid:
-                yield f"{row.unit} is process {service['MainPID'].value}, book: {row.main_pid}"
-            if service["SELinuxContext"].value[1] != row.process_context:
-                yield f"{row.unit} runs as {service['SELinuxContext'].value}"
+            pid, context = world.service(row.unit, "MainPID", "SELinuxContext")
+            if pid != row.main_pid:
+                yield f"{row.unit} is process {pid}, book: {row.main_pid}"
+            if context[1] != row.process_context:
+                yield f"{row.unit} runs as {context}"
             pair = parse_categories(row.categories)
             shared = {world.category} if row.groups else set()
             if parse_context(row.process_context).categories != pair | shared:

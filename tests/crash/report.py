@@ -2,17 +2,16 @@
 """What the shards have done, and the verdict on all of it: was every boundary killed at?"""
 
 import ast
+import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 from svirtd.failpoints import BOUNDARIES, Point
-
-T = TypeVar("T")
 
 SHARD: Final = "SVIRT_CRASH_SHARD"
 FOLDER: Final = "SVIRT_CRASH_REPORTS"
@@ -21,10 +20,9 @@ _PACKAGE: Final = Path(__file__).resolve().parents[2] / "svirtd"
 
 @dataclass(slots=True)
 class Report:
-    """Counts of one shard: `share` says which cases are its own."""
+    """Counts of one shard."""
 
     number: int = 0
-    shards: int = 1
     sites: Counter[str] = field(default_factory=Counter)
     killed_at: Counter[str] = field(default_factory=Counter)
     recoveries: int = 0
@@ -34,17 +32,12 @@ class Report:
     @classmethod
     def of_environment(cls) -> "Report":
         """Return an empty one for the shard that the environment names."""
-        number, _, shards = os.environ.get(SHARD, "0/1").partition("/")
-        return cls(int(number), int(shards))
+        return cls(int(os.environ.get(SHARD, "0")))
 
     @property
     def boundaries(self) -> set[str]:
         """The boundaries at which the daemon was killed."""
         return {key.split()[0] for key in self.killed_at}
-
-    def share(self, cases: Sequence[T]) -> Sequence[T]:
-        """Return those that are this shard's. Neighbours cost about the same, so in turn."""
-        return cases[self.number :: self.shards]
 
     def reached(self, points: Iterable[tuple[Point, str]]) -> None:
         """Note the calls that a run has come by."""
@@ -67,6 +60,19 @@ class Report:
                 "histories": self.histories,
             }
             Path(folder, f"{self.number}.json").write_text(json.dumps(counts))
+
+
+def take(test: str) -> bool:
+    """Say whether a test is the caller's: that of the shard which asks first."""
+    folder = os.environ.get(FOLDER)
+    if not folder:
+        return True
+    name = hashlib.sha256(test.encode()).hexdigest()
+    try:
+        Path(folder, name).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def merged(folder: Path) -> Report:

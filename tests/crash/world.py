@@ -13,19 +13,18 @@ import socket
 import sqlite3
 import struct
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from svirtd.core import overlays
-from svirtd.failpoints import Point
+from svirtd.failpoints import BOUNDARIES, Point
 from svirtd.host.bus import BusError, Variant
 from tests.crash.libvirt import Libvirt
-from tests.support import DEADLINE_S, XATTR, Client, Daemon, image, wait_for
-from tests.zygote import Zygote
+from tests.support import DEADLINE_S, PROPERTIES, XATTR, Client, Daemon, image, wait_for
+from tests.zygote import Forked, Zygote
 
 BYSTANDER: Final = "bystander"
 # No other process of the machine sleeps as long; what runs it is a VM's.
@@ -47,7 +46,7 @@ GROUPED: Final = 2
 TREE: Final = 3
 _INSIDE: Final = ("plain", "in", "in/own", "in/none", "in/deep", "in/deep/own", "in/deep/plain")
 _UCRED: Final = struct.Struct("3i")
-_LOOK_S: Final = 0.005
+_COUNTED: Final = frozenset((*BOUNDARIES, Point.LABEL_WRITE))
 _SYSTEMD: Final = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1")
 _SYSTEMD_MANAGER: Final = "org.freedesktop.systemd1.Manager"
 _ORIGINALS: Final = (
@@ -57,6 +56,8 @@ _ORIGINALS: Final = (
 )
 # Carries what a public file gets anyway: it is not written, and nothing is to be taken back.
 _RIGHT_ALREADY: Final = 13
+# The book remembers each set of categories that was ever drawn.
+_CASES_MAX: Final = 50
 _ACCESSES: Final = ("exclusive", "readonly", "exclusive", "public", "public")
 
 
@@ -118,6 +119,15 @@ class World:
         self.files = self.folder / "files"
         self.files.mkdir()
         self.trace = self.folder / "trace"
+        # What a running daemon is armed with, and how many points it had reached before.
+        self._armed = self.folder / "armed"
+        self._before = 0
+        self._has_errors = False
+        self._armed_at_start = False
+        # Whether all is as at the beginning, with a daemon that runs; and how often it was since
+        # everything was brought there.
+        self._rests = False
+        self._cases = 0
         # Looks like a command and cannot be executed.
         self.broken = self.folder / "broken"
         self.broken.write_text(f"#!{self.folder}/nothing\n")
@@ -130,6 +140,8 @@ class World:
         self.client = Client()
         self.client.listen()
         self.libvirt = Libvirt(self.query)
+        # One connection to the book for several questions, see look().
+        self._book: sqlite3.Connection | None = None
         self._clean_book = self.folder / "clean-book"
         self._names = 0
         self.resources = tuple(self._resource(number) for number in range(_MOST - 1))
@@ -212,10 +224,40 @@ class World:
         self._names += 1
         return f"vm{self._names}"
 
-    def reset(self, *, with_book: bool) -> None:
-        """Bring back the beginning; whatever a failed case has left is ended."""
+    def begin(self, armed: str, *, with_book: bool = True) -> bool:
+        """Have a daemon that runs, with everything as at the beginning, armed from here on.
+
+        Without a book it is armed from its start on: False if it was ended before it served.
+        """
+        self.libvirt.reset()
+        if not with_book:
+            self.reset(with_book=False)
+            return self.start(armed)
+        if not self._rests or self._cases >= _CASES_MAX:
+            self.reset(with_book=True)
+            assert self.start()
+            self.settle()
+        self._rests = False
+        self._cases += 1
+        self.client.signals.clear()
+        self.arm(armed)
+        return True
+
+    def rest(self) -> None:
+        """Let the daemon live for the next case. To be called once all is known to be as at the
+        beginning."""
+        self._rests = self.daemon.process is not None and not self._armed_at_start
+
+    def end(self) -> None:
+        """End the daemon, if there is one."""
+        self._rests = False
         if self.daemon.process is not None:
             self.daemon.kill()
+
+    def reset(self, *, with_book: bool) -> None:
+        """Bring back the beginning; whatever a failed case has left is ended."""
+        self.end()
+        self._cases = 0
         self.libvirt.reset()
         for unit in self.units():
             self.systemd("StopUnit", "ss", unit, "replace")
@@ -233,21 +275,41 @@ class World:
         self.client.signals.clear()
 
     def start(self, armed: str = "", *, traced: bool = True) -> bool:
-        """Start the daemon; False if it was ended before it served."""
+        """Start the daemon, armed from its start on; False if it was ended before it served."""
+        self._armed.unlink(missing_ok=True)
+        self._before = 0
+        self._has_errors = "=raise" in armed
+        self._armed_at_start = bool(armed)
         if traced:
             self.trace.unlink(missing_ok=True)
-        parts = [f"trace:{self.trace}"] * traced + [armed] * bool(armed)
+        parts = [f"trace:{self.trace}"] * traced + [f"from:{self._armed}"] + [armed] * bool(armed)
         self.daemon.failpoints = " ".join(parts)
         self.daemon.spawn()
-        deadline = time.monotonic() + DEADLINE_S
         # Told instead of asked for again and again: most of what a case takes is such starts.
         while not self.ended():
-            assert time.monotonic() < deadline, f"no READY: {self.daemon.output()[-4000:]}"
-            if select.select([self._notified], [], [], _LOOK_S)[0]:
+            process = self.daemon.process
+            assert isinstance(process, Forked)
+            told = self._notified.fileno()
+            ready, _, _ = select.select([told, process.fd], [], [], DEADLINE_S)
+            assert ready, f"no READY: {self.daemon.output()[-4000:]}"
+            if told in ready:
                 pid, message = self._notification()
                 if pid == self.daemon.pid and message.startswith(b"READY=1"):
                     return True
         return False
+
+    def arm(self, armed: str) -> None:
+        """Arm the running daemon, which is at rest: what it reaches counts from here on."""
+        before = self._reached()
+        other = self._armed.with_suffix(".new")
+        other.write_text(armed)
+        other.rename(self._armed)
+        after = self._reached()
+        # A watch looks at labels whenever it likes, and nothing of that is counted.
+        more = {point for point, _ in after[len(before) :]} & _COUNTED
+        assert not more, f"it does not rest: {more}"
+        self._before = len(after)
+        self._has_errors = "=raise" in armed
 
     def _notification(self) -> tuple[int, bytes]:
         """Read what a daemon tells its service manager, with the kernel's word on who it is."""
@@ -281,12 +343,16 @@ class World:
     def _commits_have_ended(self) -> bool:
         names = [point for point, _ in self.reached()]
         # Of one that an error was put into the end is not told.
-        if "=raise" in self.daemon.failpoints:
+        if self._has_errors:
             return True
         return names.count(Point.COMMIT_BEFORE) == names.count(Point.COMMIT_AFTER)
 
     def reached(self) -> list[tuple[Point, str]]:
-        """The points that the daemon has reached, in order, each with the call's place."""
+        """The points that the daemon has reached since it was armed, in order, each with the call's
+        place."""
+        return self._reached()[self._before :]
+
+    def _reached(self) -> list[tuple[Point, str]]:
         if not self.trace.exists():
             return []
         lines = self.trace.read_text().splitlines()
@@ -304,8 +370,25 @@ class World:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask the book what it has committed."""
+        with self.look():
+            assert self._book is not None
+            return self._book.execute(sql).fetchall()
+
+    @contextmanager
+    def look(self) -> Iterator[None]:
+        """Have one connection for all that is asked of the book meanwhile.
+
+        No longer: a connection that stays would change what a start finds, and what a stop leaves.
+        """
+        if self._book is not None:
+            yield
+            return
         with closing(sqlite3.connect(f"file:{self.daemon.book}?mode=ro", uri=True)) as book:
-            return book.execute(sql).fetchall()
+            self._book = book
+            try:
+                yield
+            finally:
+                self._book = None
 
     def rows(self, table: str) -> list[tuple[Any, ...]]:
         """What stands in a table of the book."""
@@ -313,8 +396,9 @@ class World:
 
     def dump(self) -> dict[str, Any]:
         """The book, labels, folders and units as they are."""
-        tables = self.query("SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")
-        found: dict[str, Any] = {name: self.rows(name) for (name,) in tables}
+        schema = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
+        with self.look():
+            found: dict[str, Any] = {name: self.rows(name) for (name,) in self.query(schema)}
         found["labels"] = {path: raw_label(path) for path in sorted(self.files.iterdir())}
         found["folders"] = self.folders()
         found["units"] = [(unit, self.main_pid(unit)) for unit in self.units()]
@@ -352,15 +436,18 @@ class World:
 
     def main_pid(self, unit: str) -> int:
         """The main process of a unit."""
-        return int(self.service(unit)["MainPID"].value)
+        (pid,) = self.service(unit, "MainPID")
+        return int(pid)
 
-    def service(self, unit: str) -> dict[str, Variant]:
-        """What systemd says of a service."""
+    def service(self, unit: str, *properties: str) -> list[Any]:
+        """What systemd says of a service. All that it could say is a hundred times as much."""
         (path,) = self.systemd("GetUnit", "s", unit)
-        interface = "org.freedesktop.DBus.Properties"
         service = "org.freedesktop.systemd1.Service"
-        (found,) = self.systemd("GetAll", "s", service, path=path, interface=interface)
-        return dict(found)
+        found = []
+        for name in properties:
+            (value,) = self.systemd("Get", "ss", service, name, path=path, interface=PROPERTIES)
+            found.append(value.value)
+        return found
 
     def processes(self) -> list[int]:
         """The processes that a VM's unit has started."""

@@ -7,7 +7,7 @@ import pytest
 
 from svirtd.failpoints import BOUNDARIES, Point
 from tests.crash import report
-from tests.crash.report import Report, calls, merged, missing
+from tests.crash.report import Report, calls, merged, missing, take
 
 # To find them takes a second.
 CALLS = calls()
@@ -57,9 +57,17 @@ def test_a_new_call(whole: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_the_sum_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(report.FOLDER, str(tmp_path))
     for number in (0, 1):
-        one = Report(number, 2, recoveries=1, errors=2, histories=25)
+        one = Report(number, recoveries=1, errors=2, histories=25)
         one.killed(Point.LABEL_AFTER, "a.py:1")
         one.save()
     total = merged(tmp_path)
     assert (total.killed_at.total(), total.recoveries, total.errors) == (2, 2, 4)
     assert total.histories == 50
+
+
+def test_each_test_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(report.FOLDER, str(tmp_path))
+    assert [take(name) for name in ("a[1/2]", "b", "a[1/2]", "b")] == [True, True, False, False]
+    assert merged(tmp_path) == Report()
+    monkeypatch.delenv(report.FOLDER)
+    assert [take("a[1/2]"), take("a[1/2]")] == [True, True]
