@@ -40,4 +40,5 @@ def test_killed_at_every_boundary_of_recovery(
         there = [place for place in places if place.point is opened.point]
         return there[(len(there) - 1) // 2]
 
-    Enumeration(world, report, opened.scenario, size).kill_recovery(first)
+    whole = size == min(opened.scenario.sizes)
+    Enumeration(world, report, opened.scenario, size).kill_recovery(first, whole=whole)
