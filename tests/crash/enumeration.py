@@ -290,13 +290,17 @@ class Enumeration:
         """Have the daemon give back what a VM has. The book says the same as the daemon: that was
         compared, and costs no call."""
         self._world.libvirt.end()
-        for state, persistent in self._world.query(
-            f"SELECT state, persistent FROM vm WHERE name = '{name}'"
+        client = self._world.client
+        for state, persistent, unit in self._world.query(
+            f"SELECT state, persistent, enrolled FROM vm WHERE name = '{name}'"
         ):
             if state != Fate.RESERVED:
-                self._world.client.release(name)
-            if state == Fate.RESERVED or persistent:
-                self._world.client.call("Forget", "sa{sv}", name, {})
+                client.release(name)
+            if unit:
+                self._world.administrator.wait_for_end(name)
+                client.call("Unenroll", "sa{sv}", unit, {})
+            elif state == Fate.RESERVED or persistent:
+                client.call("Forget", "sa{sv}", name, {})
         self._world.settle()
 
     def _ask_back(self, name: str) -> None:

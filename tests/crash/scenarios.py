@@ -18,6 +18,13 @@ from svirtd.host.bus import BusError, Variant
 from tests.crash.world import COMMAND, GROUPED, TREE, World, options_of
 from tests.support import ROOT, VM, Client
 
+CUT_OFF: Final = (
+    "org.freedesktop.DBus.Error.NoReply",
+    "org.freedesktop.DBus.Error.ServiceUnknown",
+    # What activation comes to where the service is not installed.
+    "org.freedesktop.systemd1.NoSuchUnit",
+)
+
 
 class Fate(enum.StrEnum):
     """What a VM is, as a whole: there is nothing between these."""
@@ -145,12 +152,7 @@ class Scenario:
 
 def cut_off(error: BusError) -> bool:
     """Say whether there is nobody any more who could answer."""
-    return error.name in (
-        "org.freedesktop.DBus.Error.NoReply",
-        "org.freedesktop.DBus.Error.ServiceUnknown",
-        # What activation comes to where the service is not installed.
-        "org.freedesktop.systemd1.NoSuchUnit",
-    )
+    return error.name in CUT_OFF
 
 
 def _acquire(run: Run) -> None:
@@ -261,6 +263,40 @@ def _libvirt_gives_back(run: Run) -> None:
     run.world.libvirt.give_back(run.world.resources_of(run.size))
 
 
+def _enroll(run: Run) -> None:
+    unit = run.world.administrator.unit(run.name)
+    run.world.client.call("Enroll", "ssaa{sv}a{sv}", unit, run.name, run.resources, {})
+
+
+def _unenroll(run: Run) -> None:
+    run.world.client.call("Unenroll", "sa{sv}", run.world.administrator.unit(run.name), {})
+
+
+def _enroll_service(run: Run) -> None:
+    _enroll(run)
+    context = run.world.client.properties(run.name)["ProcessContext"]
+    run.world.administrator.write(run.name, " ".join(COMMAND), context)
+
+
+def _start_service(run: Run) -> None:
+    runs = run.world.administrator.start(run.name)
+    if runs:
+        run.world.wait("it is known to run", lambda: _state(run) == "running")
+    if run.world.ended():
+        raise BusError(CUT_OFF[0], "nobody is there to say so")
+    assert runs, run.world.daemon.output()[-4000:]
+
+
+def _stop_service(run: Run) -> None:
+    run.world.administrator.stop(run.name)
+    run.world.wait("its labels are back", lambda: _state(run) == "reserved")
+
+
+def _state(run: Run) -> str:
+    ((state,),) = run.world.query(f"SELECT state FROM vm WHERE name = '{run.name}'")
+    return str(state)
+
+
 def _nothing(_run: Run) -> None:
     pass
 
@@ -281,6 +317,7 @@ _PUT_AWAY: Final = Step(_release, Fate.RESERVED)
 _KNOWN: Final = (Step(_check_in, Fate.CHECKED_IN), _PUT_AWAY)
 _BY_LIBVIRT: Final = Step(_libvirt_labels, Fate.CHECKED_IN)
 _FOLLOWED: Final = Step(_follow, Fate.FOLLOWED)
+_ENROLLED: Final = Step(_enroll_service, Fate.RESERVED)
 
 SCENARIOS: Final = (
     Scenario("first-start", (Step(_nothing, Fate.GONE),), sizes=(0,), with_book=False),
@@ -414,6 +451,17 @@ SCENARIOS: Final = (
         before=(_BY_LIBVIRT, _FOLLOWED, Step(_libvirt_gives_back, Fate.ENDING)),
         sizes=(1,),
     ),
+    # An administrator's service, told of by systemd: its set is kept from one start to the next.
+    Scenario("enroll", (Step(_enroll, Fate.RESERVED), Step(_unenroll, Fate.GONE)), sizes=(1,)),
+    Scenario(
+        "enrolled-starts", (Step(_start_service, Fate.RUNNING),), before=(_ENROLLED,), sizes=(1,)
+    ),
+    Scenario(
+        "enrolled-ends",
+        (Step(_stop_service, Fate.RESERVED, silent=True),),
+        before=(_ENROLLED, Step(_start_service, Fate.RUNNING)),
+        sizes=(1,),
+    ),
     Scenario("nothing-held", (Step(_acquire, Fate.RESERVED), RELEASED), sizes=(0,)),
 )
 
@@ -455,6 +503,7 @@ OPEN: Final = tuple(
         ("replace", Point.UNDO_SYNCED),  # one is, the other is not any more
         ("check-in", Point.BEGIN_AFTER),  # entered, and its hook not answered
         ("libvirt-forgets", Point.UNDO_BEFORE),
+        ("enrolled-starts", Point.LABEL_AFTER),  # labelled, and its service will not start
         ("caller-leaves", Point.BEGIN_BEFORE),
         ("unit-ends", Point.END_NOTICED),
     )

@@ -22,6 +22,7 @@ from typing import Any, Final
 from svirtd.core import overlays
 from svirtd.failpoints import BOUNDARIES, Point
 from svirtd.host.bus import BusError, Variant
+from tests.crash.administrator import PREFIX, Administrator
 from tests.crash.libvirt import Libvirt
 from tests.support import DEADLINE_S, PROPERTIES, XATTR, Client, Daemon, image, wait_for
 from tests.zygote import Forked, Zygote
@@ -140,6 +141,7 @@ class World:
         self.client = Client()
         self.client.listen()
         self.libvirt = Libvirt(self.query)
+        self.administrator = Administrator(self.systemd)
         # One connection to the book for several questions, see look().
         self._book: sqlite3.Connection | None = None
         self._clean_book = self.folder / "clean-book"
@@ -230,6 +232,7 @@ class World:
         Without a book it is armed from its start on: False if it was ended before it served.
         """
         self.libvirt.reset()
+        self.administrator.reset()
         if not with_book:
             self.reset(with_book=False)
             return self.start(armed)
@@ -259,6 +262,7 @@ class World:
         self.end()
         self._cases = 0
         self.libvirt.reset()
+        self.administrator.reset()
         for unit in self.units():
             self.systemd("StopUnit", "ss", unit, "replace")
         wait_for("no unit of an earlier case", lambda: not self.units())
@@ -431,7 +435,8 @@ class World:
 
     def units(self) -> list[str]:
         """The units of VMs that have not ended."""
-        (rows,) = self.systemd("ListUnitsByPatterns", "asas", [], ["svirt-*.service"])
+        patterns = ["svirt-*.service", f"{PREFIX}*.service"]
+        (rows,) = self.systemd("ListUnitsByPatterns", "asas", [], patterns)
         return sorted(row[0] for row in rows if row[3] not in ("inactive", "failed"))
 
     def main_pid(self, unit: str) -> int:
