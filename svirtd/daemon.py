@@ -3,6 +3,7 @@
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -102,6 +103,9 @@ def _run(config: Config, config_path: str | None, goals: Goals, journal: Journal
     contexts = base_contexts(kernel, config)
     enforcement = Enforcement(kernel, config, contexts)
     enforcement.check_start()
+    # What stands here is never garbage: the two processes that are forked next need not walk it to
+    # find that out, by which each would get 12 MiB of its own.
+    gc.freeze()
     with (
         beside_crew() as crew,
         beside_opener(kernel) as opener,
