@@ -13,7 +13,7 @@ from svirtd.host.bus import BusError
 from tests.crash.judge import Judge
 from tests.crash.report import Report
 from tests.crash.scenarios import Fate, Run, Scenario, cut_off
-from tests.crash.world import World
+from tests.crash.world import TREE, World
 
 _SHOWN: Final = 5
 
@@ -172,7 +172,15 @@ class Enumeration:
         assert not problems, f"told {run.told}, {run.error}; " + "; ".join(problems)
 
     def trace(self, wanted: Collection[Point] = BOUNDARIES) -> list[Place]:
-        """Run the scenario to its end and return where it reaches the points that are wanted."""
+        """Run the scenario to its end and return where it reaches the points that are wanted.
+
+        A job on a tree tells of its progress where it takes long, now and then on a machine that has
+        much to do: there the shortest of three runs counts, whose points every run reaches.
+        """
+        runs = [self._traced(wanted) for _ in range(3 if self._size == TREE else 1)]
+        return min(runs, key=len)
+
+    def _traced(self, wanted: Collection[Point]) -> list[Place]:
         run = self._begin("")
         try:
             start = 0 if not self._scenario.with_book else len(self._world.reached())
