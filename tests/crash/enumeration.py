@@ -174,8 +174,8 @@ class Enumeration:
     def trace(self, wanted: Collection[Point] = BOUNDARIES) -> list[Place]:
         """Run the scenario to its end and return where it reaches the points that are wanted.
 
-        A job on a tree tells of its progress where it takes long, now and then on a machine that has
-        much to do: there the shortest of three runs counts, whose points every run reaches.
+        A job on a tree tells of its progress where it takes long, as it does now and then: of these
+        the shortest of three runs counts, whose points every run reaches.
         """
         runs = [self._traced(wanted) for _ in range(3 if self._size == TREE else 1)]
         return min(runs, key=len)

@@ -6,6 +6,7 @@ Whatever a kill cuts off, the VM must then be what the last step that was told h
 the step under way would have made of it.
 """
 
+import asyncio
 import enum
 import os
 import signal
@@ -18,6 +19,7 @@ from svirtd.host.bus import BusError, Variant
 from tests.crash.world import COMMAND, GROUPED, TREE, World, options_of
 from tests.support import ROOT, VM, Client
 
+_TAKE_IN_S: Final = 0.02
 CUT_OFF: Final = (
     "org.freedesktop.DBus.Error.NoReply",
     "org.freedesktop.DBus.Error.ServiceUnknown",
@@ -65,7 +67,9 @@ class Run:
 
     def is_removed(self) -> bool:
         """Say whether the VM's end was announced. Nothing is asked: replies are counted, too."""
-        return any(body[0] == self.name for body in self.world.client.seen("VMRemoved"))
+        client = self.world.client
+        client.runner.run(asyncio.sleep(_TAKE_IN_S))
+        return any(m.member == "VMRemoved" and m.body[0] == self.name for m in client.signals)
 
     def close(self) -> None:
         """End what the run has beside the world."""

@@ -150,8 +150,6 @@ def test_a_release_is_not_on_the_disk(errors: Errors, position: int, name: str) 
     errors.start(fail(Point.LABEL_SYNC, position, name), before=[ACQUIRED])
     errors.count()
     RELEASED.ask(errors.run)
-    # Signals leave after the reply, and before the next one.
-    errors.world.client.vms()
     findings = [body[0] for body in errors.world.client.seen("DriftFound")]
     assert [one["kind"].value for one in findings] == ["unsynced"]
     not_on_disk(errors, errors.world.resources[position - 1], name)
