@@ -132,6 +132,7 @@ class Units:
         state = await self._doors.systemd.state(vm.unit)
         if vm.enrolled:
             if _is_down(state):
+                await self._forget_machine(vm)
                 return
             work = self._stop_enrolled(vm)
         elif state is not None and state.context != vm.process_context:
@@ -141,6 +142,7 @@ class Units:
             work = self._doors.systemd.stop(vm.unit, timeout_s=timeout_s)
         reach(Point.STOP_BEFORE)
         await work
+        await self._forget_machine(vm)
         reach(Point.STOP_AFTER)
 
     async def _stop_enrolled(self, vm: VM) -> None:
@@ -174,6 +176,7 @@ class Units:
     async def end(self, vm: VM) -> None:
         """Kill the unit and wait until no process of it is left. Raises UnitStuck."""
         await self._doors.systemd.end(vm.unit, timeout_s=self._doors.config.stop_timeout_s)
+        await self._forget_machine(vm)
         self.forget(vm)
 
     async def check_label(self, vm: VM, state: UnitState) -> None:
@@ -204,6 +207,19 @@ class Units:
             self._doors.journal.record(
                 MessageId.WARNING,
                 f"machinectl will not show the VM: {problem}",
+                priority=Priority.WARNING,
+                SVIRT_VM=vm.name,
+            )
+
+    async def _forget_machine(self, vm: VM) -> None:
+        """Before another VM may have the name, and with it the unit's."""
+        if self._doors.machined is None:
+            return
+        problem = await self._doors.machined.forget(machine_name(vm.name), vm.unit)
+        if problem:
+            self._doors.journal.record(
+                MessageId.WARNING,
+                f"machined may stop {vm.unit} when it is started again: {problem}",
                 priority=Priority.WARNING,
                 SVIRT_VM=vm.name,
             )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import BusError, Variant
+from tests.bus.faults import in_background
 from tests.sandbox import Sandbox
 from tests.support import VM, Client, Daemon, image, label, resources, svirt_units, wait_for
 
@@ -279,6 +280,25 @@ def test_machined_shows_the_vm(daemon: Daemon, client: Client, tmp_path: Path) -
     pid = client.properties("web 1")["MainPID"]
     assert {"Class=vm", "Service=svirtd", f"Leader={pid}"} <= set(out)
     client.release("web 1")
+
+
+def test_machined_has_forgotten_it_once_it_is_released(daemon: Daemon, client: Client) -> None:
+    """It stops the unit of a machine that has ended, whoever runs in it by then: the next VM."""
+    client.launch("vm", SLEEP)
+    argv = ["systemctl", "show", "-P", "MainPID", "systemd-machined.service"]
+    machined = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    os.kill(machined, signal.SIGSTOP)
+    with in_background(lambda c: c.release("vm")) as released:
+        try:
+            wait_for("the unit is gone", lambda: not svirt_units())
+            assert not released.done()
+        finally:
+            os.kill(machined, signal.SIGCONT)
+    released.result()
+    listed = subprocess.run(
+        ["machinectl", "--no-legend", "list"], capture_output=True, text=True, check=True
+    ).stdout
+    assert listed == ""
 
 
 def test_qmp_through_open_channel(daemon: Daemon, client: Client, tmp_path: Path) -> None:

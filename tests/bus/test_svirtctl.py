@@ -300,7 +300,10 @@ def test_refusals_have_their_exit_codes(ctl: Ctl, tmp_path: Path) -> None:
         error = ctl.refused(Exit.NOT_FOUND, *command, "none")
         assert error["error"] == "org.svirt1.Error.NoSuchVM"
     assert ctl.refused(Exit.NOT_FOUND, "channel", "none", "qmp")["error"].endswith("NoSuchVM")
-    failed = ctl.refused(Exit.REFUSED, "launch", "web", "--", "/bin/false")
+    # What ends at once may be there when it is looked at; this never runs.
+    (tmp_path / "nonsense").write_bytes(b"\0")
+    (tmp_path / "nonsense").chmod(0o755)
+    failed = ctl.refused(Exit.REFUSED, "launch", "web", "--", str(tmp_path / "nonsense"))
     assert failed["error"] == "org.svirt1.Error.UnitFailed"
     unknown = ctl.refused(
         Exit.REFUSED, "launch", "web", "--property", "SELinuxContext=x", "--", "/bin/true"
