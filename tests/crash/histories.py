@@ -187,7 +187,15 @@ _tree = st.builds(
     st.sampled_from(ROOTS),
     st.sampled_from(_ACCESSES),
 )
-_wants = st.lists(st.one_of(_want, _tree, _want, _want), min_size=1, max_size=3).map(tuple)
+_chain = st.builds(
+    lambda name, access: Want(f"disks/{name}", access[0], group=access[1], chain=True),
+    _names,
+    st.sampled_from(_ACCESSES),
+)
+_kinds: Final = (_want, _tree, _want, _chain, _chain, _want)
+_wants = st.lists(
+    st.integers(0, len(_kinds) - 1).flatmap(lambda place: _kinds[place]), min_size=1, max_size=3
+).map(tuple)
 # What third parties do something to.
 _theirs = st.one_of(_names, st.sampled_from(LEAVES))
 # Where a daemon is to end: at the N-th time that it reaches a point.
@@ -365,9 +373,22 @@ class Histories(RuleBasedStateMachine):
         world, found = self.run.world, dict[int, Want]()
         for want in it.wants:
             file = world.at(want.path)
-            if file is not None and not world.cannot_open(want) and not world.against(want):
+            if file is None or world.cannot_open(want):
+                continue
+            if not any(world.against(one) for one, _ in world.with_chains([want])):
                 found.setdefault(file.ino, want)
         return list(found.values())
+
+    def _lay_over(self, wants: Iterable[Want]) -> None:
+        """Somebody makes images of files that are asked for as such and are none."""
+        world = self.run.world
+        for want in wants:
+            name = want.path.partition("/")[2]
+            others = [one for one in FILES if one in world.files and one != name]
+            if want.chain and self._mutable(name) and not world.files[name].over and others:
+                over = f"disks/{others[len(name + want.access) % len(others)]}"
+                self.run.disks.overlay(name, over)
+                world.files[name].over = over
 
     def _groups(self, it: Groups) -> None:
         self._serve(it.cut)
@@ -404,6 +425,7 @@ class Histories(RuleBasedStateMachine):
         if not it.insist:
             for name in sorted({want.group for want in it.wants if want.group}):
                 self.run.make_group(name)
+            self._lay_over(it.wants)
         vm, wanted, foretold = self._unused(it), self._wanted(it), ""
         if it.what.startswith("Plan"):
             foretold = self.run.plan(vm, wanted)
@@ -547,6 +569,7 @@ class Histories(RuleBasedStateMachine):
         if not it.insist:
             for group in sorted({want.group for want in wants if want.group}):
                 run.make_group(group)
+            self._lay_over(wants)
             ask = Ask("Enroll", name, tuple(wants), True, None, it.insist, "")
             wants = self._wanted(ask) or [Want("disks/f0", "exclusive")]
         run.enroll(name, wants)

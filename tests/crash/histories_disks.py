@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from svirtd.core import overlays
 from tests.mounts import unmount
 from tests.sandbox import kernel
 from tests.support import XATTR, label, set_label
@@ -62,6 +63,11 @@ class Disks:
         if text is not None:
             set_label(path, text)
         return path.stat().st_ino
+
+    def overlay(self, name: str, over: str) -> None:
+        """Write an empty image that lies over "FOLDER/NAME" into a file."""
+        with open(self.name(name), "r+b") as file:
+            file.write(overlays.empty(self.path(over), _MIB).head)
 
     def relabel(self, name: str, text: str | None) -> None:
         """Label a file as a third party does."""

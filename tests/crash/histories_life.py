@@ -259,6 +259,8 @@ class Life:
                     fds.append(os.open(path, mode))
                 else:
                     one["path"] = Variant("s", path)
+                if want.chain:
+                    one["format"] = Variant("s", "qcow2")
                 if want.tree:
                     one["recursive"] = Variant("b", True)
                 asked.append(one)

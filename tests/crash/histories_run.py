@@ -60,6 +60,7 @@ class Run(Domains, Units):
             arguments = (member, signature, name, *command, asked, options)
             if self._answer(errors, *arguments, fds=fds, client=client):
                 self.world = granted()
+                figures["with chains"] += any(want.chain for want in wanted)
                 figures["with trees"] += any(want.tree for want in wanted)
                 if foretold:
                     assert model.text(self.world.vms[name].pair) == foretold
@@ -160,7 +161,8 @@ class Run(Domains, Units):
             steps = self._answer(errors, "Plan", "saa{sv}a{sv}", name, asked, options, fds=fds)
             if steps is not None:
                 # The last entry is about the VM and its goal.
-                foretold = self._check_plan(name, wanted, unwrap(steps[0][:-1]))
+                chained = [want for want, _ in self.world.with_chains(wanted)]
+                foretold = self._check_plan(name, chained, unwrap(steps[0][:-1]))
             assert book.dump(self.daemon.book) == before
         return foretold
 

@@ -53,7 +53,8 @@ def categories(label: str | None) -> Pair:
 
 @dataclass(slots=True)
 class File:
-    """One inode: what it carries, where it is found, whether it can be written.
+    """One inode: what it carries, where it is found, whether it can be written; `over`: the file
+    that an image in it lies over.
 
     `theirs`: a third party put the label there that it carries.
     """
@@ -63,18 +64,20 @@ class File:
     names: set[str]
     immutable: bool = False
     theirs: bool = True
+    over: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
     """One resource of a request; `fd`: passed as a descriptor; `group`: whose members share it;
-    `tree`: a folder with all that is in it."""
+    `tree`: a folder with all that is in it; `chain`: an image with what it lies over."""
 
     path: str
     access: str
     fd: bool = False
     group: str = ""
     tree: bool = False
+    chain: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,9 +111,28 @@ class Labels:
 
     def cannot_open(self, want: Want) -> bool:
         """Say whether the caller's right to a resource cannot be shown."""
-        if self.at(want.path) is None:
+        file = self.at(want.path)
+        if file is None:
+            return True
+        # What is no image, or lies over what is not there, or over itself.
+        if want.chain and self.at(file.over) in (None, file):
             return True
         return want.access in ("exclusive", "group") and not self.writable(want.path)
+
+    def with_chains(self, wants: Sequence[Want]) -> list[tuple[Want, str]]:
+        """Return what a request is for: what it names, then what that lies over, each with the id
+        of that for whose sake alone it is there."""
+        named = {file.ino for want in wants if (file := self.at(want.path)) is not None}
+        below: dict[int, tuple[str, set[str]]] = {}
+        for number, want in enumerate(wants):
+            top = self.at(want.path)
+            base = self.at(top.over) if top is not None and want.chain else None
+            if top is not None and base is not None and base.ino not in named:
+                below.setdefault(base.ino, (top.over, set()))[1].add(f"r{number + 1}")
+        found = [(Want(path, "public"), tops) for path, tops in below.values()]
+        return [(want, "") for want in wants] + [
+            (want, min(tops) if len(tops) == 1 else "") for want, tops in found
+        ]
 
     def against(self, want: Want) -> set[str]:
         """Return the errors that stand against a resource that can be opened, by a plan's rules."""
@@ -170,7 +189,7 @@ class Labels:
         """Return the errors of which a request must meet one; empty if it must succeed."""
         found = self.general(name, wants, starts=starts)
         known = self.vms.get(name)
-        for want in wants:
+        for want, _ in self.with_chains(wants):
             if self.cannot_open(want):
                 found.add(REFUSED)
                 continue
@@ -194,7 +213,10 @@ class Labels:
         lasting = known.lasting if known is not None else frozenset()
         groups = lasting | {want.group for want in wants if want.group}
         vm = replace(vm, groups=groups)
-        holds = [self.take(vm, want, f"r{number + 1}", number) for number, want in enumerate(wants)]
+        holds = [
+            replace(self.take(vm, want, f"r{number + 1}", number), part_of=part_of)
+            for number, (want, part_of) in enumerate(self.with_chains(wants))
+        ]
         state = "running" if vm.unit else "labelled" if holds or groups else "reserved"
         self.vms[vm.name] = replace(
             vm,

@@ -58,5 +58,5 @@ def test_histories(stage: Stage) -> None:
         changes = ("attached", "detached", "replaced", "kept")
         domains = ("checked in", "followed", "ending", "domains over")
         units = ("enrolled", "units started", "units not started", "units ended")
-        known = (*changes, *domains, *units, "with trees", "granted", "revoked")
+        known = (*changes, *domains, *units, "with trees", "with chains", "granted", "revoked")
         assert not {what for what in known if not figures[what]}, figures
