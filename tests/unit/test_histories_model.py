@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The model that the random histories are held against, by hand-made worlds."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.crash.model import (
@@ -214,3 +216,86 @@ def test_callers_and_units_end_what_is_theirs() -> None:
     assert list(there.vms) == ["other"]
     there.restart(ended=["other"])
     assert there.vms == {}
+
+
+def test_each_entry_of_a_tree_gets_back_what_it_had() -> None:
+    there = world()
+    for number, (name, label) in enumerate({"t": HOME, "t/in": None, "t/other": HOME}.items()):
+        there.make(name, 10 + number, label)
+    tree = Want("disks/t", "exclusive", tree=True)
+    take(there, "vm", ONE, tree)
+    entries = [there.files[name] for name in ("t", "t/in", "t/other")]
+    assert {file.label for file in entries} == {f"{IMAGE}:c0,c1"}
+    # What is as it was is taken for lost in a power cut, what somebody else set is not.
+    there.relabel("t/in", None)
+    there.relabel("t/other", CONTENT)
+    there.restart()
+    assert [file.label for file in entries] == [f"{IMAGE}:c0,c1"] * 2 + [CONTENT]
+    assert there.release("vm") == set()
+    assert [file.label for file in entries] == [HOME, None, CONTENT]
+    assert there.findings == [Finding("changed", "vm", "disks/t")]
+    assert there.suspects == []
+    there.files["t/in"].immutable = True
+    assert there.judge("vm", [tree]) == {NO_LABEL, REFUSED}
+    there.relabel("t/other", f"{IMAGE}:c2,c3")
+    assert there.judge("vm", [replace(tree, access="public")]) == {REFUSED}
+
+
+def test_what_an_image_lies_over_is_there_for_its_sake() -> None:
+    there = world()
+    there.make("top", 3, None)
+    top = Want("disks/top", "exclusive", chain=True)
+    assert there.judge("vm", [top]) == {REFUSED}
+    there.files["top"].over = "disks/a"
+    take(there, "vm", ONE, top, Want("disks/b", "readonly"))
+    held = [(hold.id, hold.path, hold.access, hold.part_of) for hold in there.vms["vm"].holds]
+    assert held[0] == ("r1", "disks/top", "exclusive", "")
+    assert held[2] == ("r3", "disks/a", "public", "r1")
+    assert there.detach("vm", "r1") == set()
+    assert [hold.id for hold in there.vms["vm"].holds] == ["r2"]
+    assert (there.files["top"].label, there.files["a"].label) == (None, HOME)
+    # Named outright, it is held as it was named.
+    there.release("vm")
+    take(there, "vm", ONE, top, Want("disks/a", "exclusive"))
+    assert [hold.part_of for hold in there.vms["vm"].holds] == ["", ""]
+
+
+def test_a_life_with_libvirt() -> None:
+    there = world()
+    wants = [Want("disks/a", "exclusive")]
+    assert there.judge_check_in("vm", wants) == set()
+    there.grant(Guest("vm", "id", ONE, "", persistent=True, libvirt=True), wants)
+    assert (there.vms["vm"].state, there.files["a"].label) == ("labelled", HOME)
+    there.alive.add(7)
+    assert there.follow("vm", 7) == {NO_LABEL}
+    assert there.libvirt_sets("vm", back=False) == {"disks/a": f"{IMAGE}:c0,c1"}
+    assert there.follow("vm", 8) == {NO_LABEL}
+    assert there.follow("vm", 7) == set()
+    assert there.follow("vm", 8) == {FAILED}
+    assert there.release("vm") == {FAILED}
+    there.restart()
+    assert there.vms["vm"].state == "running"
+    assert there.ending("vm") == set()
+    assert there.vms["vm"].state == "releasing"
+    there.alive.clear()
+    there.restart()
+    assert (there.vms["vm"].state, there.files["a"].label) == ("reserved", HOME)
+    assert there.vms["vm"].libvirt
+
+
+def test_a_unit_has_the_label_that_its_file_says() -> None:
+    there = world()
+    wants = [Want("disks/a", "exclusive")]
+    assert not there.start_unit(frozenset())
+    there.enroll(Guest("vm", "id", ONE, "reserved", persistent=True), wants)
+    assert there.judge("vm", wants) == {EXISTS}
+    assert there.forget("vm") == {FAILED}
+    assert not there.start_unit(None)
+    assert there.start_unit(frozenset())
+    assert (there.vms["vm"].state, there.files["a"].label) == ("running", f"{IMAGE}:c0,c1")
+    assert there.unenroll(keep=False) == {FAILED}
+    there.restart(ended=["vm"])
+    assert there.unenroll(keep=True) == set()
+    assert there.vms["vm"].state == "reserved"
+    assert there.forget("vm") == set()
+    assert there.unenroll(keep=False) == {NO_VM}
