@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The files of the model, who holds them, and what Acquire, Launch and Release make of both."""
+"""Who holds the files of the model, and what Acquire, Launch and Release make of both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,6 @@ from tests.crash.model import (
     REFUSED,
     TAKEN,
     TWICE,
-    VIEW,
     Earlier,
     File,
     Finding,
@@ -32,18 +31,16 @@ from tests.crash.model import (
     categories,
     text,
 )
+from tests.crash.model_files import Files
 
 
 @dataclass(slots=True)
-class Labels:
-    """Files by name, VMs by name, the quarantine, and what was found since `findings` was read."""
+class Labels(Files):
+    """VMs by name, the quarantine, and what was found since `findings` was read."""
 
-    pool: Pair
-    files: dict[str, File] = field(default_factory=dict)
     vms: dict[str, Guest] = field(default_factory=dict)
     suspects: list[Suspect] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    view_readonly: bool = False
     groups: dict[str, int] = field(default_factory=dict)
     # Which VMs, by name, may be in which group.
     grants: set[tuple[str, str]] = field(default_factory=set)
@@ -53,23 +50,6 @@ class Labels:
     alive: set[int] = field(default_factory=set)
 
     # -- what there is ----------------------------------------------------------------------
-
-    def at(self, path: str) -> File | None:
-        """Return the file that a path leads to."""
-        return self.files.get(path.rpartition("/")[2])
-
-    def writable(self, path: str, part: File | None = None) -> bool:
-        """Say whether a file at a path, or in it, can be written and labelled by that path."""
-        file = part or self.at(path)
-        read_only = self.view_readonly and path.startswith(f"{VIEW}/")
-        return file is not None and not file.immutable and not read_only
-
-    def parts(self, path: str) -> list[File]:
-        """Return the file that a path leads to; of a folder, with all that is in it."""
-        root = path.rpartition("/")[2]
-        return [
-            file for name, file in self.files.items() if name == root or name.startswith(f"{root}/")
-        ]
 
     def pairs(self) -> set[Pair]:
         """Return every pair that there is."""
@@ -362,39 +342,6 @@ class Labels:
     def carries(self, path: str, carried: Pair) -> bool:
         """Say whether a file, or what is in a folder, carries these categories."""
         return any(carried <= categories(part.label) for part in self.parts(path))
-
-    # -- third parties ----------------------------------------------------------------------
-
-    def make(self, name: str, ino: int, label: str | None) -> None:
-        """A new file; what an earlier one of its number was is over."""
-        self.files[name] = File(ino, label, {name})
-
-    def remove(self, name: str) -> None:
-        """One name of a file goes."""
-        self.files.pop(name).names.discard(name)
-
-    def rename(self, name: str, to: str) -> None:
-        """A file gets another name, over whatever had it."""
-        if to in self.files:
-            self.remove(to)
-        file = self.files.pop(name)
-        file.names = (file.names - {name}) | {to}
-        self.files[to] = file
-
-    def rename_tree(self, root: str, to: str) -> None:
-        """A folder gets another name, and what is in it with it."""
-        for name in [one for one in self.files if one == root or one.startswith(f"{root}/")]:
-            self.rename(name, to + name.removeprefix(root))
-
-    def link(self, name: str, to: str) -> None:
-        """A file gets one more name."""
-        file = self.files[to] = self.files[name]
-        file.names.add(to)
-
-    def relabel(self, name: str, label: str | None) -> None:
-        """Somebody else sets a label."""
-        file = self.files[name]
-        file.label, file.theirs = label, True
 
 
 def earlier(what: Hold | Suspect, part: File) -> str | None:
