@@ -40,8 +40,9 @@ class Attaching(Labels):
             return errors | {REFUSED}, ""
         own = next((hold for hold in vm.holds if hold.ino == file.ino), None)
         errors |= self._against_group(vm, want)
-        if not errors:
-            errors |= self._against_id(vm, own, asked.id)
+        others = bool(errors)
+        errors |= self._against_id(vm, own, asked.id)
+        if not others:
             errors |= self._against_attaching(vm, asked, own, old)
         kept = old if asked.keeps else None
         if kept is not None and kept.access in ("exclusive", "group"):
