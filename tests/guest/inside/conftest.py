@@ -2,7 +2,8 @@
 """Fixtures of the guest, and the check that a test leaves nothing behind."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -98,19 +99,53 @@ def daemon(client: Client) -> None:
     """What the bus tier's tests call their daemon is the installed service here."""
 
 
-@pytest.fixture
-def configure() -> Iterator[Callable[[str], None]]:
-    """A function that gives the service other settings (a drop-in); the old ones come back."""
+@contextmanager
+def configuring(verb: str = "restart") -> Iterator[Callable[[str], None]]:
+    """A function that gives the service other settings (a drop-in); the old ones come back.
+
+    With "reload" as `verb`, where a running service takes the settings: it loads all of itself
+    when it starts, which takes long in an emulated machine. Then it has them a moment later.
+    """
     path = _DROP_INS / "test.toml"
 
     def write(text: str) -> None:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text, "utf-8")
 
-    yield write
-    path.unlink(missing_ok=True)
-    systemctl("reset-failed", "svirtd.service")
-    systemctl("restart", "svirtd.service")
+    try:
+        yield write
+    finally:
+        path.unlink(missing_ok=True)
+        if verb == "restart":
+            systemctl("reset-failed", "svirtd.service")
+        systemctl(verb, "svirtd.service")
+
+
+@pytest.fixture
+def configure() -> Iterator[Callable[[str], None]]:
+    """What configuring() yields, for one test."""
+    with configuring() as write:
+        yield write
+
+
+@contextmanager
+def adopting_by_itself(adopt: Sequence[str], *, required: bool = False) -> Iterator[None]:
+    """Domains of these names are adopted when they are defined; if `required`, no other starts."""
+    with configuring("reload") as write:
+        names = ", ".join(f'"{one}"' for one in adopt)
+        write(f"[libvirt]\nadopt = [{names}]\nrequire-adopted = {str(required).lower()}\n")
+        systemctl("reload", "svirtd.service")
+        client = Client()
+        wanted = {"LibvirtAdopt": list(adopt), "LibvirtRequireAdopted": required}
+        try:
+            wait_for("the settings are taken", lambda: wanted.items() <= client.manager().items())
+        finally:
+            client.close()
+        systemctl("start", "svirtd-libvirt.service")
+        try:
+            yield
+        finally:
+            systemctl("stop", "svirtd-libvirt.service")
 
 
 @pytest.fixture

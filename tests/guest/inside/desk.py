@@ -24,7 +24,7 @@ from tests.support import wait_for
 # What the host finds in the folder of the run afterwards.
 KEPT: Final = Path("/srv/kept")
 _SCREEN: Final = "800x600x24"
-# virt-manager, emulated: it reads descriptions of some hundred operating systems for its wizard.
+# virt-manager, emulated.
 _START_S: Final = 90.0
 _LIST: Final = "vm-list"
 
@@ -50,6 +50,9 @@ class Desk:
             # Nothing of the administrator's is read, and nothing is left to him.
             self._set("HOME", str(folder))
             self._set("GSETTINGS_BACKEND", "memory")
+            # Nor of the nine hundred operating systems that the wizard could offer.
+            (folder / "systems").mkdir()
+            self._set("OSINFO_SYSTEM_DIR", str(folder / "systems"))
             manager = ["virt-manager", "--no-fork", "--connect", "qemu:///system"]
             self._run(manager, stdout=subprocess.DEVNULL)
             gi: Any = importlib.import_module("gi")

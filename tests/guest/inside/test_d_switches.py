@@ -12,7 +12,7 @@ import pytest
 
 from svirtd.host.journal import MessageId
 from tests.guest.build import HOLED
-from tests.guest.inside.conftest import main_pid, systemctl
+from tests.guest.inside.conftest import configuring, main_pid, systemctl
 from tests.guest.inside.vms import Qemu, disk, qemu
 from tests.support import Client, label, resources, unwrap, wait_for
 
@@ -145,6 +145,16 @@ def test_a_policy_that_isolates_nobody_is_noticed(client: Client) -> None:
         client.release(name)
 
 
+@pytest.fixture(scope="module")
+def misconfigure() -> Iterator[Callable[[str], None]]:
+    """A function that gives the service other settings, each in place of those before.
+
+    One for all tests of it: a start with the old settings after each would be seen by nobody.
+    """
+    with configuring() as write:
+        yield write
+
+
 @pytest.mark.parametrize(
     ("key", "context", "said"),
     [
@@ -168,13 +178,13 @@ def test_a_policy_that_isolates_nobody_is_noticed(client: Client) -> None:
     ids=["unconstrained", "unknown", "unseen", "others", "useless"],
 )
 def test_a_configuration_that_isolates_nobody(
-    configure: Callable[[str], None],
+    misconfigure: Callable[[str], None],
     journal: Callable[[str], str],
     key: str,
     context: str,
     said: str,
 ) -> None:
-    configure(f'[labels]\n{key}-context = "{context}"\n')
+    misconfigure(f'[labels]\n{key}-context = "{context}"\n')
     subprocess.run(["systemctl", "restart", "svirtd.service"], capture_output=True, check=False)
     assert systemctl("show", "-P", "ExecMainStatus", "svirtd") == "3"
     # Another try would not do: systemd does not make one.

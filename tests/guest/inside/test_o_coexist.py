@@ -3,7 +3,7 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import pytest
@@ -12,7 +12,7 @@ from svirtd.core.mcs import parse_categories
 from svirtd.host.bus import BusError, Variant
 from tests.guest.inside import others
 from tests.guest.inside.audit import Audit
-from tests.guest.inside.conftest import systemctl
+from tests.guest.inside.conftest import configuring, systemctl
 from tests.guest.inside.others import CONTAINER, Container, Domain
 from tests.guest.inside.test_f_drift import verify
 from tests.guest.inside.vms import Captive, categories, disk
@@ -22,6 +22,7 @@ OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
 EXHAUSTED: Final = "org.svirt1.Error.PoolExhausted"
 # Few enough that whoever draws meets what the others have; fewer libvirt refuses to draw from.
 SMALL: Final = "c0.c8"
+GROUPS: Final = "c768.c770"
 PAIRS: Final = frozenset(
     frozenset(pair) for pair in itertools.combinations(sorted(parse_categories(SMALL)), 2)
 )
@@ -62,52 +63,6 @@ def drawn_by_all(client: Client) -> list[frozenset[int]]:
 
 def foreign_contexts(client: Client) -> set[str]:
     return {one["found"] for one in verify(client) if one["kind"] == "foreign"}
-
-
-def test_every_pair_but_those_that_meet_a_foreign_set(
-    client: Client, audit: Audit, configure: Callable[[str], None]
-) -> None:
-    """A set of three has pairs within it, a single category is within pairs: both ways count."""
-    configure(f'[labels]\nprivate = "{SMALL}"\n')
-    systemctl("restart", "svirtd.service")
-    with others.libvirt_draws_from(SMALL):
-        there: list[Container | Domain] = []
-        try:
-            theirs = Domain("theirs")
-            there.append(theirs)
-            there += [Container("wide", "s0:c0.c2"), Container("narrow", "s0:c5")]
-            sets = [one.categories for one in there]
-            assert len(theirs.categories) == 2
-            assert theirs.categories in PAIRS
-            assert sets[1:] == [frozenset({0, 1, 2}), frozenset({5})]
-
-            new = names()
-            given = acquire_all(client, new)
-            assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
-            assert foreign_contexts(client) == {one.context for one in there}
-            (listed,) = client.call("ListForeign")
-            told = {one["context"]: one for one in unwrap(listed)}
-            assert {one.context for one in there} <= set(told)
-            assert told[theirs.context]["name"].startswith("qemu-system")
-            assert {one["processes"] > 0 for one in told.values()} == {True}
-            assert not {client.properties(name)["ProcessContext"] for name in given} & set(told)
-
-            # What a foreign process kept back is handed out when it is gone, and not before.
-            while there:
-                there.pop().end()
-                sets.pop()
-                more = acquire_all(client, new)
-                assert not set(more.values()) & set(given.values())
-                given |= more
-                assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
-            assert set(given.values()) == PAIRS
-            print(f"coexistence: {len(PAIRS)} pairs, all handed out once the others had gone")
-            # Its QEMU may have looked for who has started it.
-            audit.leave_out(theirs.context)
-        finally:
-            others.end(there)
-            for name in client.vms():
-                client.release(name)
 
 
 class Coming:
@@ -169,22 +124,76 @@ def test_many_draws_among_many_foreign_sets(client: Client, audit: Audit) -> Non
     print(f"coexistence: {DRAWS} draws, {len(coming.seen)} containers came and went meanwhile")
 
 
-@pytest.mark.parametrize("more", ["", ",c900"], ids=["the same", "more"])
-def test_a_container_that_takes_a_running_vms_set(client: Client, more: str) -> None:
+def test_a_container_that_takes_a_running_vms_set(client: Client) -> None:
     """Who asks nobody cannot be refused: the conflict is found, with both names."""
     vm = Captive(client, "a", disk("a"))
     level = vm.context.split(":", 3)[3]
-    container = Container("taker", f"{level}{more}")
-    try:
-        (finding,) = verify(client)
-        assert (finding["kind"], finding["vm"]) == ("conflict", "a")
-        assert finding["path"] == f"/proc/{container.pid}"
-        assert finding["found"].startswith(f"{CONTAINER}:")
-        assert "VM 'a'" in finding["reason"]
-    finally:
-        container.end()
-    assert verify(client) == []
+    # The same set, and one that has more.
+    for more in ("", ",c900"):
+        container = Container("taker", f"{level}{more}")
+        try:
+            (finding,) = verify(client)
+            assert (finding["kind"], finding["vm"]) == ("conflict", "a")
+            assert finding["path"] == f"/proc/{container.pid}"
+            assert finding["found"].startswith(f"{CONTAINER}:")
+            assert "VM 'a'" in finding["reason"]
+        finally:
+            container.end()
+        assert verify(client) == []
     vm.end()
+
+
+@pytest.fixture(scope="module")
+def small() -> Iterator[None]:
+    """Pools so small that whoever draws meets what the others have; for the tests at the end."""
+    with configuring() as write:
+        write(f'[labels]\nprivate = "{SMALL}"\ngroups = "{GROUPS}"\n')
+        systemctl("restart", "svirtd.service")
+        yield
+
+
+def test_every_pair_but_those_that_meet_a_foreign_set(
+    client: Client, audit: Audit, small: None
+) -> None:
+    """A set of three has pairs within it, a single category is within pairs: both ways count."""
+    with others.libvirt_draws_from(SMALL):
+        there: list[Container | Domain] = []
+        try:
+            theirs = Domain("theirs")
+            there.append(theirs)
+            there += [Container("wide", "s0:c0.c2"), Container("narrow", "s0:c5")]
+            sets = [one.categories for one in there]
+            assert len(theirs.categories) == 2
+            assert theirs.categories in PAIRS
+            assert sets[1:] == [frozenset({0, 1, 2}), frozenset({5})]
+
+            new = names()
+            given = acquire_all(client, new)
+            assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
+            assert foreign_contexts(client) == {one.context for one in there}
+            (listed,) = client.call("ListForeign")
+            told = {one["context"]: one for one in unwrap(listed)}
+            assert {one.context for one in there} <= set(told)
+            assert told[theirs.context]["name"].startswith("qemu-system")
+            assert {one["processes"] > 0 for one in told.values()} == {True}
+            assert not {client.properties(name)["ProcessContext"] for name in given} & set(told)
+
+            # What a foreign process kept back is handed out when it is gone, and not before.
+            while there:
+                there.pop().end()
+                sets.pop()
+                more = acquire_all(client, new)
+                assert not set(more.values()) & set(given.values())
+                given |= more
+                assert sorted(map(sorted, given.values())) == sorted(map(sorted, free(sets)))
+            assert set(given.values()) == PAIRS
+            print(f"coexistence: {len(PAIRS)} pairs, all handed out once the others had gone")
+            # Its QEMU may have looked for who has started it.
+            audit.leave_out(theirs.context)
+        finally:
+            others.end(there)
+            for name in client.vms():
+                client.release(name)
 
 
 def category_of(client: Client, group: str) -> int:
@@ -194,12 +203,8 @@ def category_of(client: Client, group: str) -> int:
     return number
 
 
-def test_a_group_and_a_foreign_process_with_its_category(
-    client: Client, configure: Callable[[str], None]
-) -> None:
+def test_a_group_and_a_foreign_process_with_its_category(client: Client, small: None) -> None:
     """One category is all that a group's resources ask for: others must not have it."""
-    configure('[labels]\ngroups = "c768.c770"\n')
-    systemctl("restart", "svirtd.service")
     groups: list[str] = []
 
     def create(name: str) -> int:

@@ -2,14 +2,14 @@
 """What administrators make and use VMs with: virt-install, virsh, and virt-manager's window."""
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.guest.inside.audit import Audit
-from tests.guest.inside.conftest import systemctl
+from tests.guest.inside.conftest import adopting_by_itself
 from tests.guest.inside.desk import Desk
 from tests.guest.inside.others import virsh
 from tests.guest.inside.vms import categories, process_label
@@ -79,14 +79,11 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
         virsh("net-destroy", "default")
 
 
-@pytest.fixture
-def adopting(client: Client, configure: Callable[[str], None]) -> Iterator[None]:
+@pytest.fixture(scope="module")
+def adopting() -> Iterator[None]:
     """Every domain is adopted when it is defined."""
-    configure('[libvirt]\nadopt = ["*"]\n')
-    systemctl("restart", "svirtd.service")
-    systemctl("start", "svirtd-libvirt.service")
-    yield
-    systemctl("stop", "svirtd-libvirt.service")
+    with adopting_by_itself(["*"]):
+        yield
 
 
 def adopted(client: Client, name: str) -> str:
