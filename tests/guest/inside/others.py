@@ -32,8 +32,12 @@ class Container:
         chosen = [] if level is None else ["--security-opt", f"label=level:{level}"]
         options = ["--network=none", "--cgroups=disabled", "--log-driver=none", *chosen]
         program = [str(_root()), _PROGRAM, "1000"]
-        _podman("run", "--detach", f"--name={name}", *options, "--rootfs", *program)
-        self.pid = int(_podman("inspect", "--format={{.State.Pid}}", name))
+        told = Path(f"/run/container-{name}.pid")
+        _podman(
+            *("run", "--detach", f"--name={name}", f"--pidfile={told}", *options),
+            *("--rootfs", *program),
+        )
+        self.pid = int(told.read_text("utf-8"))
         self.context = process_label(self.pid)
         assert self.context.startswith(f"{CONTAINER}:"), self.context
         self.categories = categories(self.context)
