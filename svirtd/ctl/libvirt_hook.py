@@ -7,11 +7,8 @@ What there is nothing to do about is left before anything large is loaded.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
-
-from svirtd.core.domains import described
-from svirtd.core.xml_text import BYTES_MAX
 
 _START: Final = ("start", "begin")
 # Of a domain that is not adopted its start alone is looked at.
@@ -25,14 +22,20 @@ _OF_ADOPTED: Final = (
 
 def main() -> int:
     """Do what libvirt's hook is told by its arguments and its input; returns the exit code."""
-    return run(sys.argv[1:], sys.stdin.buffer.read(BYTES_MAX + 1))
+    return run(sys.argv[1:], sys.stdin.buffer.read)
 
 
-def run(arguments: Sequence[str], text: bytes, address: str | None = None) -> int:
-    """Do it: `arguments` are domain, operation, sub-operation and one more of libvirt's."""
+def run(arguments: Sequence[str], read: Callable[[int], bytes], address: str | None = None) -> int:
+    """Do it: `arguments` are domain, operation, sub-operation and one more of libvirt's; `read`
+    reads its input, which libvirt does not insist on.
+    """
     operation = tuple(arguments[1:3])
     if operation not in (_START, *_OF_ADOPTED):
         return 0
+    from svirtd.core.domains import described  # noqa: PLC0415 -- see the module's text
+    from svirtd.core.xml_text import BYTES_MAX  # noqa: PLC0415
+
+    text = read(BYTES_MAX + 1)
     try:
         domain = described(text)
     except ValueError as error:

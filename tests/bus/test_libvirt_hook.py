@@ -4,6 +4,7 @@
 A real libvirtd calls it in the guest (tests/guest/inside/test_p_libvirt.py).
 """
 
+import io
 import os
 import subprocess
 import sys
@@ -52,7 +53,7 @@ class Domain:
         return context
 
     def says(self, *operation: str) -> int:
-        return libvirt_hook.run(["web", *operation, "-"], self.text)
+        return libvirt_hook.run(["web", *operation, "-"], io.BytesIO(self.text).read)
 
     def start(self) -> None:
         assert self.says("start", "begin") == 0
@@ -311,7 +312,21 @@ def test_garbage(daemon: Daemon, web: Domain, client: Client, said: Said) -> Non
 
 @pytest.mark.parametrize("arguments", [[], ["web"], ["web", "start"], ["", "", ""], ["a"] * 9])
 def test_odd_arguments(arguments: list[str]) -> None:
-    assert libvirt_hook.run(arguments, b"") == 0
+    assert libvirt_hook.run(arguments, io.BytesIO().read) == 0
+
+
+def test_what_it_has_nothing_to_do_with_loads_nothing() -> None:
+    """libvirt waits for it five times in a domain's life."""
+    code = (
+        "import sys, svirtd.ctl.libvirt_hook as h\n"
+        "code = h.main()\n"
+        "print(code, [name for name in sys.modules if name.startswith('svirtd')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "web", "prepare", "begin", "-"],
+        capture_output=True, text=True, cwd=REPO, check=True,
+    )  # fmt: skip
+    assert done.stdout == "0 ['svirtd', 'svirtd.ctl', 'svirtd.ctl.libvirt_hook']\n"
 
 
 def test_as_libvirt_runs_it(daemon: Daemon, web: Domain, client: Client) -> None:
