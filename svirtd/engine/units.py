@@ -204,12 +204,7 @@ class Units:
             machine_name(vm.name), machine_id(vm.id, vm.uuid), main_pid
         )
         if problem:
-            self._doors.journal.record(
-                MessageId.WARNING,
-                f"machinectl will not show the VM: {problem}",
-                priority=Priority.WARNING,
-                SVIRT_VM=vm.name,
-            )
+            self._warn(vm, f"machinectl will not show the VM: {problem}")
 
     async def _forget_machine(self, vm: VM) -> None:
         """Before another VM may have the name, and with it the unit's."""
@@ -217,12 +212,12 @@ class Units:
             return
         problem = await self._doors.machined.forget(machine_name(vm.name), vm.unit)
         if problem:
-            self._doors.journal.record(
-                MessageId.WARNING,
-                f"machined may stop {vm.unit} when it is started again: {problem}",
-                priority=Priority.WARNING,
-                SVIRT_VM=vm.name,
-            )
+            self._warn(vm, f"machined may stop {vm.unit} when it is started again: {problem}")
+
+    def _warn(self, vm: VM, text: str) -> None:
+        self._doors.journal.record(
+            MessageId.WARNING, text, priority=Priority.WARNING, SVIRT_VM=vm.name
+        )
 
     def _changed(self, unit: str) -> None:
         if unit in self._waiting:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Shows VMs in machinectl, where systemd-machined is there. Nothing depends on it."""
+"""Shows VMs in machinectl, where systemd-machined is there.
+
+No VM fails for its sake; a release waits, with a deadline, until it has let go of the unit.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Final
