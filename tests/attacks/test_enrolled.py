@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Strangers and the services that an administrator has run as VMs."""
 
+import contextlib
+from pathlib import Path
+
 from svirtd.host.bus import Variant
 from tests.attack import DENIED
 from tests.attacks.arena import DENIALS, Arena, tries
@@ -25,7 +28,10 @@ def test_labels_of_a_unit_that_runs(arena: Arena, ann: Account) -> None:
         late.write_text("[Service]\nExecStartPre=/bin/sleep 1000\n", "utf-8")
         systemctl("daemon-reload")
         systemctl("start", "--no-block", unit)
-        wait_for("the labels", lambda: label(disk))
+        # Asked to stop in the moment between two commands, systemd begins the second all the same
+        # and waits for its end; so the unit is asked when that one runs.
+        wait_for("the second command", lambda: _runs_second(unit))
+        assert label(disk)
         answer = tries(stranger, "EndEnrolled", "sa{sv}", unit, {})
         assert answer in ("", DENIED)
         arena.verdict(label(disk) is None, "the disk of a unit that starts is unlabelled")
@@ -37,6 +43,13 @@ def test_labels_of_a_unit_that_runs(arena: Arena, ann: Account) -> None:
         late.unlink()
         done("unenroll", unit)
     disk.unlink()
+
+
+def _runs_second(unit: str) -> bool:
+    pid = show(unit, "ControlPID")["ControlPID"]
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the first one, ended since
+        return Path(f"/proc/{pid}/comm").read_text("utf-8") == "sleep\n"
+    return False
 
 
 def test_a_unit_of_ones_own(arena: Arena, ann: Account, nobody: Account) -> None:
