@@ -243,7 +243,9 @@ def _serve(pipe: "multiprocessing.connection.Connection", me: Me) -> None:
         except BusError as error:
             answer = ("bus", (error.name, error.text))
         except OSError as error:
-            answer = ("os", (error.errno, error.strerror))
+            # A call's deadline is one without a number, and says whose answer was waited for.
+            what = traceback.format_exc()
+            answer = ("os", (error.errno, error.strerror)) if error.errno else ("failed", what)
         except Exception:  # noqa: BLE001 -- told to the test
             answer = ("failed", traceback.format_exc())
         pipe.send(answer)
