@@ -107,14 +107,24 @@ class Judge:
             found.append(f"the daemon tells of {told}")
         return found
 
-    def _more(self, row: Row) -> dict[int, str]:
-        """Which of the files that a VM got later it has, with how."""
-        held = dict(self._query(f"SELECT path, access FROM hold WHERE rank = {row.rank}"))
+    def _more(self, row: Row) -> dict[int, tuple[str, bool]]:
+        """Which of the files that a VM got later it has, with how, and whether what each carried
+        before is known."""
+        held = {
+            path: (access, bool(known))
+            for path, access, known in self._query(
+                f"SELECT path, access, original_known FROM hold WHERE rank = {row.rank}"
+            )
+        }
         more = enumerate(self._world.more)
         return {n: held[str(one.path)] for n, one in more if str(one.path) in held}
 
     def _fate(self, row: Row) -> str:
-        return _MORE.get(tuple(self._more(row).items()), row.fate)
+        more = self._more(row)
+        if row.fate == Fate.FOLLOWED and more:
+            known = all(known for _, known in more.values())
+            return Fate.LEARNT if known else Fate.PLUGGED
+        return _MORE.get(tuple((n, access) for n, (access, _) in more.items()), row.fate)
 
     def _query(self, sql: str) -> list[tuple[Any, ...]]:
         return self._world.query(sql)
@@ -128,6 +138,7 @@ class Judge:
         wanted: dict[Path, bytes | None] = {one.path: one.original for one in world.every}
         for one in world.every:
             wanted |= one.inside
+        wanted |= world.libvirt.plugged
         holds: dict[str, set[tuple[str, str, str, str | None]]] = {name: set() for name in vms}
         for name, *hold in self._query(
             "SELECT v.name, h.path, h.access, h.label, h.original FROM hold h"
@@ -138,9 +149,9 @@ class Judge:
             some = world.bystanders if name == BYSTANDER else tuple(self._resources)
             if row.fate not in _HOLDING:
                 some = ()
-            some += tuple(
-                replace(world.more[n], access=access) for n, access in self._more(row).items()
-            )
+            more = self._more(row)
+            some += tuple(replace(world.more[n], access=access) for n, (access, _) in more.items())
+            unknown = {world.more[n].path for n, (_, known) in more.items() if not known}
             expected = set()
             for one in some:
                 shared = one.access == "group"
@@ -151,6 +162,8 @@ class Judge:
                 if not row.labeller or world.libvirt.has_labelled:
                     wanted |= dict.fromkeys((one.path, *one.inside), label.encode() + b"\0")
                 original = None if one.original is None else one.original.decode().rstrip("\0")
+                if one.path in unknown:
+                    original = None
                 expected.add((str(one.path), one.access, label, original))
             groups = GROUP if any(one.access == "group" for one in some) else ""
             if row.groups != groups:

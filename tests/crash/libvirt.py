@@ -30,6 +30,8 @@ class Libvirt:
         self._process: subprocess.Popen[bytes] | None = None
         self.has_labelled = False
         self.pid = 0
+        # What was plugged in while the domain ran, with the label that it got.
+        self.plugged: dict[Path, bytes] = {}
 
     def label(self, disks: Sequence[Disk], name: str) -> None:
         """Label what a VM of this name was checked in with."""
@@ -43,13 +45,21 @@ class Libvirt:
             os.setxattr(disk.path, XATTR, told[str(disk.path)].encode() + b"\0")
         self.has_labelled = True
 
+    def plug(self, disk: Disk, name: str) -> None:
+        """Label what a VM that runs gets, before anybody is told of it."""
+        ((text,),) = self._query(f"SELECT image_context FROM vm WHERE name = '{name}'")
+        self.plugged[disk.path] = text.encode() + b"\0"
+        os.setxattr(disk.path, XATTR, self.plugged[disk.path])
+
+    def unplug(self, disk: Disk) -> None:
+        """Have a file carry what it carried before it was plugged in, as far as that was known."""
+        del self.plugged[disk.path]
+        _put_back(disk)
+
     def give_back(self, disks: Sequence[Disk]) -> None:
         """Have every file carry what it carried before."""
         for disk in disks:
-            if disk.original is None:
-                os.removexattr(disk.path, XATTR)
-            else:
-                os.setxattr(disk.path, XATTR, disk.original)
+            _put_back(disk)
         self.has_labelled = False
 
     def process(self) -> int:
@@ -69,4 +79,12 @@ class Libvirt:
         """Be as at the beginning."""
         self.end()
         self.has_labelled = False
+        self.plugged.clear()
         self.pid = 0
+
+
+def _put_back(disk: Disk) -> None:
+    if disk.original is None:
+        os.removexattr(disk.path, XATTR)
+    else:
+        os.setxattr(disk.path, XATTR, disk.original)

@@ -44,6 +44,9 @@ class Fate(enum.StrEnum):
     CHECKED_IN = "checked in"
     FOLLOWED = "followed"
     ENDING = "ending"
+    # Followed, and with one more: what it carried before is not known, or by now it is.
+    PLUGGED = "followed, one plugged in"
+    LEARNT = "followed, one plugged in and given back"
 
 
 @dataclass(slots=True)
@@ -70,6 +73,13 @@ class Run:
         client = self.world.client
         client.runner.run(asyncio.sleep(_TAKE_IN_S))
         return any(m.member == "VMRemoved" and m.body[0] == self.name for m in client.signals)
+
+    def is_put_back(self) -> bool:
+        """Say whether a label of the VM's was put back, and all of that is done."""
+        client = self.world.client
+        client.runner.run(asyncio.sleep(_TAKE_IN_S))
+        found = [m.body[0] for m in client.signals if m.member == "DriftFound"]
+        return any(one["vm"].value == self.name and one["repaired"].value for one in found)
 
     def close(self) -> None:
         """End what the run has beside the world."""
@@ -103,6 +113,8 @@ class Scenario:
     armed: str = ""
     sizes: tuple[int, ...] = (1, 20)
     with_book: bool = True
+    # What its steps are about is done by the comparison that follows a start.
+    compared: bool = False
 
     def possible(self, told: int) -> frozenset[Fate]:
         """What the VM may be if `told` of the steps were answered before the end."""
@@ -267,6 +279,27 @@ def _libvirt_gives_back(run: Run) -> None:
     run.world.libvirt.give_back(run.world.resources_of(run.size))
 
 
+def _plug(number: int) -> Callable[[Run], None]:
+    def ask(run: Run) -> None:
+        run.world.libvirt.plug(run.world.more[number], run.name)
+        _attach(number)(run)
+
+    return ask
+
+
+def _unplug_and_keep(run: Run) -> None:
+    """libvirt unplugs something and does not give it back."""
+    run.world.libvirt.plugged.clear()
+    _detach(1)(run)
+
+
+def _seen_unplugged(run: Run) -> None:
+    """libvirt gives back what it unplugs, and the watch sees that before anybody tells of it."""
+    run.world.client.signals.clear()
+    run.world.libvirt.unplug(run.world.more[0])
+    run.world.wait("the watch has put it back", run.is_put_back)
+
+
 def _enroll(run: Run) -> None:
     unit = run.world.administrator.unit(run.name)
     run.world.client.call("Enroll", "ssaa{sv}a{sv}", unit, run.name, run.resources, {})
@@ -321,6 +354,9 @@ _PUT_AWAY: Final = Step(_release, Fate.RESERVED)
 _KNOWN: Final = (Step(_check_in, Fate.CHECKED_IN), _PUT_AWAY)
 _BY_LIBVIRT: Final = Step(_libvirt_labels, Fate.CHECKED_IN)
 _FOLLOWED: Final = Step(_follow, Fate.FOLLOWED)
+_RUNS_UNDER_LIBVIRT: Final = (_BY_LIBVIRT, _FOLLOWED)
+_PLUGGED: Final = Step(_plug(0), Fate.PLUGGED)
+_UNPLUGGED: Final = Step(_seen_unplugged, Fate.LEARNT)
 _ENROLLED: Final = Step(_enroll_service, Fate.RESERVED)
 
 SCENARIOS: Final = (
@@ -455,6 +491,30 @@ SCENARIOS: Final = (
         before=(_BY_LIBVIRT, _FOLLOWED, Step(_libvirt_gives_back, Fate.ENDING)),
         sizes=(1,),
     ),
+    # What libvirt plugs in has its label when svirtd hears of it.
+    Scenario("plugged-in", (_PLUGGED,), before=_RUNS_UNDER_LIBVIRT, sizes=(1,)),
+    # libvirt has not given back what it plugged out: a guess does, and nothing is what it had.
+    Scenario(
+        "plugged-out",
+        (Step(_unplug_and_keep, Fate.FOLLOWED),),
+        before=(*_RUNS_UNDER_LIBVIRT, Step(_plug(1), Fate.PLUGGED)),
+        sizes=(1,),
+    ),
+    # The watch takes what libvirt gives back for drift: what is found is entered as the earlier
+    # label, and then the VM's is put back. Whatever lies between, the end gives back what it had.
+    Scenario(
+        "plugged-out-seen",
+        (Step(_seen_unplugged, Fate.LEARNT, silent=True),),
+        before=(*_RUNS_UNDER_LIBVIRT, _PLUGGED),
+        sizes=(1,),
+        compared=True,
+    ),
+    Scenario(
+        "plugged-out-known",
+        (Step(_detach(0), Fate.FOLLOWED),),
+        before=(*_RUNS_UNDER_LIBVIRT, _PLUGGED, _UNPLUGGED),
+        sizes=(1,),
+    ),
     # An administrator's service, told of by systemd: its set is kept from one start to the next.
     Scenario("enroll", (Step(_enroll, Fate.RESERVED), Step(_unenroll, Fate.GONE)), sizes=(1,)),
     Scenario(
@@ -507,6 +567,8 @@ OPEN: Final = tuple(
         ("replace", Point.UNDO_SYNCED),  # one is, the other is not any more
         ("check-in", Point.BEGIN_AFTER),  # entered, and its hook not answered
         ("libvirt-forgets", Point.UNDO_BEFORE),
+        ("plugged-in", Point.BEGIN_AFTER),  # entered, and nobody was told
+        ("plugged-out", Point.UNDO_AFTER),
         ("enrolled-starts", Point.LABEL_AFTER),  # labelled, and its service will not start
         ("caller-leaves", Point.BEGIN_BEFORE),
         ("unit-ends", Point.END_NOTICED),
