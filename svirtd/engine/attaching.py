@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from svirtd.book import groups as group_rows
 from svirtd.book import registry, trees
 from svirtd.book.store import Database
-from svirtd.core import levels
+from svirtd.core import leases, levels
 from svirtd.core.goals import Goal
 from svirtd.core.groups import refuse_member
 from svirtd.core.ids import holds_for
@@ -110,7 +110,10 @@ def begin(
         decisions.insert(0, _changed(db, doors, asked, (top, seen[0]), sets))
     elif top is not None and top.part_of:
         # Asked for by itself, it is there for no other's sake any more.
-        gained = (replace(top, part_of="", number=first),)
+        terms = seen[0].terms
+        gained = (
+            replace(top, part_of="", number=first, until_us=terms.until_us, at_end=terms.at_end),
+        )
     if replaced is not None and kept:
         decisions.append(_changed(db, doors, asked, (replaced.hold, found[-1]), sets))
     names = {hold.name for hold in before.holds}
@@ -247,7 +250,8 @@ def _changed(
         raise ResourceRefused(
             f"{seen.named} is held as a tree, whose access cannot change in place"
         )
-    lease = seen.terms if seen.terms.until_us else own
+    # That of a part is that of what it was there for.
+    lease = seen.terms if seen.terms.until_us or own.part_of else own
     terms = replace(seen.terms, id=own.name, until_us=lease.until_us, at_end=lease.at_end)
     before = replace(seen, label=own.original, terms=terms)
     # What the VM is to lose, nobody has asked to get: it is the VM's, whoever's the file is. What
@@ -321,8 +325,20 @@ def _belonging(
         if hold.identity not in under or hold.identity in there or hold.part_of == got.name:
             continue
         if hold.part_of in tops:
-            moved.append(replace(hold, part_of=got.name, number=number + len(moved)))
+            # What is there for no other's sake is leased by itself.
+            part_of, (until_us, at_end) = got.name, leases.last(got if hold.part_of else hold)
         elif hold.part_of:
             # Two lie over it now: it ends with neither.
-            moved.append(replace(hold, part_of="", number=number + len(moved)))
+            part_of, (until_us, at_end) = "", leases.last(hold, got)
+        else:
+            continue
+        moved.append(
+            replace(
+                hold,
+                part_of=part_of,
+                number=number + len(moved),
+                until_us=until_us,
+                at_end=at_end,
+            )
+        )
     return tuple(moved)

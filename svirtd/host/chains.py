@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from svirtd.core import qcow2, rules
+from svirtd.core import leases, qcow2, rules
 from svirtd.core.model import Access, Backing, Format, Kind, ResourceRequest, Terms
 from svirtd.core.qcow2 import CHAIN_MAX, HEAD_BYTES, Header
 from svirtd.errors import InvalidArgs, ResourceRefused
@@ -219,4 +219,7 @@ def _shared(first: Opened, second: Opened) -> Opened:
             f"{one.path} lies under two of the images, with access {one.access.value!r} and with "
             f"{other.access.value!r}: say the same 'backing' for both"
         )
-    return Opened(replace(one, terms=replace(one.terms, part_of="")), first.fd)
+    # The image whose lease ends first is not the only one that needs it.
+    until_us, at_end = leases.last(one.terms, other.terms)
+    terms = replace(one.terms, part_of="", until_us=until_us, at_end=at_end)
+    return Opened(replace(one, terms=terms), first.fd)

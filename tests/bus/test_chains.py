@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tests.attack import INVALID, LIMITS, OWN, REFUSED
 from tests.groups import category_of, client_of, disk_of
 from tests.sandbox import Sandbox
 from tests.sandbox.accounts import ANN, BEN, Account
-from tests.support import Client, Daemon, image, label, set_label, unwrap
+from tests.support import ROOT, VM, Client, Daemon, image, label, set_label, unwrap, wait_for
 
 ACQUIRE = "saa{sv}a{sv}"
 LAUNCH = "sasaa{sv}a{sv}"
@@ -233,6 +234,59 @@ def test_what_is_named_twice(daemon: Daemon, client: Client, tmp_path: Path, bas
     named = {"path": Variant("s", str(base)), "access": Variant("s", "exclusive")}
     acquire(client, "vm", named, top(one))
     assert held(client, "vm")["base.img"]["access"] == "exclusive"
+    client.release("vm")
+
+
+def leased(path: Path, seconds: float) -> dict[str, Variant]:
+    until = time.time_ns() // 1000 + int(seconds * 1_000_000)
+    return top(path) | {"until": Variant("t", until)}
+
+
+def test_what_several_lie_over_outlasts_the_first_of_them(
+    daemon: Daemon, client: Client, tmp_path: Path, base: Path
+) -> None:
+    """A lease of one image is not one of what the others need, too."""
+    one, two = (create(tmp_path / f"{n}.qcow2", str(base), "raw") for n in (1, 2))
+    acquire(client, "vm", leased(one, 1), top(two))
+    wait_for("the first is over", lambda: "1.qcow2" not in held(client, "vm"))
+    assert held(client, "vm").keys() == {"2.qcow2", "base.img"}
+    assert label(base) == CONTENT
+    client.release("vm")
+    acquire(client, "vm", leased(one, 2000), leased(two, 1000))
+    assert held(client, "vm")["base.img"]["until"] == held(client, "vm")["1.qcow2"]["until"]
+    client.release("vm")
+
+
+def test_what_lies_under_an_image_is_leased_with_it(
+    daemon: Daemon, client: Client, tmp_path: Path, base: Path
+) -> None:
+    one, two, three = (create(tmp_path / f"{n}.qcow2", str(base), "raw") for n in (1, 2, 3))
+
+    def attach(resource: dict[str, Variant], **options: str) -> dict[str, dict[str, Any]]:
+        told = {key: Variant("s", value) for key, value in options.items()}
+        path = f"{ROOT}/vm/vm"
+        client.call("Attach", "a{sv}a{sv}", resource, told, path=path, interface=VM)
+        return held(client, "vm")
+
+    acquire(client, "vm", leased(one, 1000))
+    found = held(client, "vm")
+    assert found["base.img"]["until"] == found["1.qcow2"]["until"]
+    # In its place one that stays, over the same.
+    found = attach(top(two), replaces="r1")
+    assert found["base.img"]["part-of"] == found["2.qcow2"]["id"]
+    assert "until" not in found["base.img"]
+    # In the place of that one that goes, and another that stays.
+    found = attach(leased(three, 1000), replaces=found["2.qcow2"]["id"])
+    assert found["base.img"]["until"] == found["3.qcow2"]["until"]
+    found = attach(top(one))
+    assert "part-of" not in found["base.img"]
+    assert "until" not in found["base.img"]
+    client.release("vm")
+    # Asked for by itself it has what was asked for, and no lease of another's.
+    acquire(client, "vm", leased(one, 1000))
+    given = {"path": Variant("s", str(base)), "access": Variant("s", "readonly")}
+    found = attach(given)
+    assert (found["base.img"]["access"], "until" in found["base.img"]) == ("readonly", False)
     client.release("vm")
 
 
