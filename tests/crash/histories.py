@@ -31,6 +31,7 @@ from tests.crash.histories_steps import (
     End,
     GiveBack,
     Groups,
+    Lease,
     Refuse,
     Relabel,
     Service,
@@ -78,6 +79,8 @@ class Histories(RuleBasedStateMachine):
                 self._domain(it)
             case Ask():
                 self._ask(it)
+            case Lease():
+                self._lease(it)
             case GiveBack():
                 self._give_back(it)
             case End():
@@ -179,13 +182,27 @@ class Histories(RuleBasedStateMachine):
             if fitting or it.insist:
                 run.member(self._one_of(it.vm, fitting, insist=it.insist), it.group, joins=False)
 
-    def _ask(self, it: Ask) -> None:
+    def _for(self, it: Ask) -> tuple[str, list[Want]]:
+        """For which VM what is asked for, with all in place for that."""
         self._serve(it.cut)
         if not it.insist:
             for name in sorted({want.group for want in it.wants if want.group}):
                 self.run.make_group(name)
             self._lay_over(it.wants)
-        vm, wanted, foretold = self._unused(it), self._wanted(it), ""
+        return self._unused(it), self._wanted(it)
+
+    def _lease(self, it: Lease) -> None:
+        vm, wanted = self._for(it.ask)
+        leased = [
+            replace(want, at_end=it.at_end if it.every or not number else "")
+            for number, want in enumerate(wanted)
+        ]
+        if leased:
+            launch, persistent = it.ask.what == "Launch", it.ask.persistent
+            self.run.lease(vm, leased, launch=launch, persistent=persistent, away=it.away)
+
+    def _ask(self, it: Ask) -> None:
+        (vm, wanted), foretold = self._for(it), ""
         if it.what.startswith("Plan"):
             foretold = self.run.plan(vm, wanted)
         if it.what != "Plan":

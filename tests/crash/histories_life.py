@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,6 +263,9 @@ class Life:
                     one["format"] = Variant("s", "qcow2")
                 if want.tree:
                     one["recursive"] = Variant("b", True)
+                if want.until:
+                    one["until"] = Variant("t", want.until)
+                    one["at-end"] = Variant("s", want.at_end)
                 asked.append(one)
             yield asked, fds
         finally:
@@ -314,7 +317,7 @@ class Life:
 
     def _seen_calm(self) -> dict[str, Any]:
         """What is seen between two tries: the end of a caller, or of a unit, has a release that
-        failed tried once more, and it fails again."""
+        failed tried once more, and it fails again. What is leased is over first."""
         found: dict[str, Any] = {}
 
         def calm() -> bool:
@@ -322,6 +325,7 @@ class Life:
             return all(
                 (vm["State"] != "releasing" or vm["LabelledBy"] == "libvirt")
                 and (vm["State"] != "labelled" or not vm["Enrolled"])
+                and not _will_lose(vm)
                 for vm in found["vms"].values()
             )
 
@@ -358,3 +362,11 @@ class Life:
         pair, unit = categories(f"u:r:t:s0:{vm['Categories']}"), bool(vm["Unit"])
         libvirt = vm["LabelledBy"] == "libvirt"
         return Guest(name, vm["Id"], pair, vm["State"], persistent, caller, unit, libvirt=libvirt)
+
+
+def _will_lose(vm: Mapping[str, Any]) -> bool:
+    """Say whether a VM has something leased that it loses as soon as that is over."""
+    leased = [one["at-end"] for one in vm["Resources"] if "until" in one]
+    if vm["State"] == "running":
+        return any(at_end != "report" for at_end in leased)
+    return vm["State"] == "labelled" and bool(leased)

@@ -12,6 +12,7 @@ from svirtd.host.bus import BusError, Variant
 from tests.crash import histories_book as book
 from tests.crash import model
 from tests.crash.histories_domains import Domains
+from tests.crash.histories_leases import Leases
 from tests.crash.histories_life import figures
 from tests.crash.histories_units import Units
 from tests.crash.model import Attach, Want, categories
@@ -22,7 +23,7 @@ from tests.support import GROUP, VM, svirt_units, unwrap, wait_for
 _SYSTEMD: Final = "org.freedesktop.systemd1"
 
 
-class Run(Domains, Units):
+class Run(Domains, Units, Leases):
     """One history under way."""
 
     # -- requests -------------------------------------------------------------------------------

@@ -80,6 +80,8 @@ def _hold(hold: Hold, disks: Disks) -> dict[str, Any]:
     }
     if hold.tree:
         shown["recursive"] = True
+    if hold.until:
+        shown |= {"until": hold.until, "at-end": hold.at_end}
     optional = ("group", "part-of")
     return {key: value for key, value in shown.items() if value or key not in optional}
 

@@ -47,6 +47,17 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """An Acquire, or Launch, for a moment: of all that is wanted, or of the first alone; `at_end`
+    says what becomes of a VM that runs, and the daemon may be away by then."""
+
+    ask: Ask
+    at_end: str
+    every: bool
+    away: bool
+
+
+@dataclass(frozen=True, slots=True)
 class GiveBack:
     """Release or Forget."""
 
@@ -150,7 +161,20 @@ class Change:
     cut: str
 
 
-Step = Ask | Change | Domain | Unit | GiveBack | Groups | End | Service | Relabel | Disturb | Refuse
+Step = (
+    Ask
+    | Lease
+    | Change
+    | Domain
+    | Unit
+    | GiveBack
+    | Groups
+    | End
+    | Service
+    | Relabel
+    | Disturb
+    | Refuse
+)
 # Each with the group that shares it.
 _ACCESSES: Final = (
     ("group", "g"),
@@ -205,6 +229,22 @@ _asks = st.builds(
     st.sampled_from([None, None, 0, 1]),
     _insist,
     _cuts,
+)
+_leases = st.builds(
+    Lease,
+    st.builds(
+        Ask,
+        st.sampled_from(["Launch", "Acquire", "Launch"]),
+        _vms,
+        _wants,
+        st.booleans(),
+        st.none(),
+        _insist,
+        _cuts,
+    ),
+    st.sampled_from(["report", "detach", "stop", "report"]),
+    st.booleans(),
+    st.sampled_from([False, False, True]),
 )
 _changes = st.builds(
     Change,
@@ -269,7 +309,7 @@ _refusals = st.builds(Refuse, st.one_of(st.none(), _theirs), st.sampled_from([Tr
 _TABLE: Final = (
     *(_domains, _changes, _asks, _units, _ends, _disturbances, _memberships, _services),
     *(_asks, _changes, _relabels, _domains, _refusals, _asks, _disturbances, _releases),
-    *(_units, _changes, _memberships, _asks, _domains),
+    *(_units, _changes, _memberships, _leases, _asks, _domains),
 )
 steps: st.SearchStrategy[Step] = st.integers(0, len(_TABLE) - 1).flatmap(
     lambda place: _TABLE[place]

@@ -70,7 +70,8 @@ class File:
 @dataclass(frozen=True, slots=True)
 class Want:
     """One resource of a request; `fd`: passed as a descriptor; `group`: whose members share it;
-    `tree`: a folder with all that is in it; `chain`: an image with what it lies over."""
+    `tree`: a folder with all that is in it; `chain`: an image with what it lies over; `until`: when
+    it is over, if it is leased, and `at_end` what then becomes of a VM that runs."""
 
     path: str
     access: str
@@ -78,6 +79,8 @@ class Want:
     group: str = ""
     tree: bool = False
     chain: bool = False
+    until: int = 0
+    at_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,8 @@ class Hold:
     part_of: str = ""
     tree: bool = False
     inside: Earlier = ()
+    until: int = 0
+    at_end: str = ""
 
 
 @dataclass(frozen=True, slots=True)

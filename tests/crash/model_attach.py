@@ -137,7 +137,8 @@ class Attaching(Labels):
         want = asked.want
         if (own.access, own.group) == (want.access, want.group):
             # Named by itself, it is there for no other's sake.
-            return replace(own, part_of="", number=number) if own.part_of else own
+            alone = replace(own, part_of="", number=number, until=0, at_end="")
+            return alone if own.part_of else own
         return self._changed(vm, own, want, number)
 
     def _read_only(self, vm: Guest, kept: Hold, got: Hold) -> Hold:
@@ -146,14 +147,24 @@ class Attaching(Labels):
             return kept
         if kept.access in ("exclusive", "group"):
             kept = self._changed(vm, kept, Want(kept.path, "readonly"), number)
-        return replace(kept, part_of=got.id, number=number)
+        lease = got if kept.part_of else kept
+        return replace(kept, part_of=got.id, number=number, until=lease.until, at_end=lease.at_end)
 
     def _changed(self, vm: Guest, own: Hold, want: Want, number: int) -> Hold:
         file, label = self.at(want.path), self.target(want, vm.pair)
         assert file is not None
         file.label, file.theirs = label, False
         return Hold(
-            own.ino, want.path, want.access, label, own.original, want.group, own.id, number
+            own.ino,
+            want.path,
+            want.access,
+            label,
+            own.original,
+            want.group,
+            own.id,
+            number,
+            until=0 if own.part_of else own.until,
+            at_end="" if own.part_of else own.at_end,
         )
 
     @staticmethod

@@ -109,7 +109,13 @@ class Labels(Files):
             base = self.at(top.over) if top is not None and want.chain else None
             if top is not None and base is not None and base.ino not in named:
                 below.setdefault(base.ino, (top.over, set()))[1].add(f"r{number + 1}")
-        found = [(Want(path, "public"), tops) for path, tops in below.values()]
+        # What several lie over ends with the last of them.
+        leases = {f"r{n + 1}": (want.until, want.at_end) for n, want in enumerate(wants)}
+        last = [max((leases[one] for one in tops), key=_lasts) for _, tops in below.values()]
+        found = [
+            (Want(path, "public", until=until, at_end=at_end), tops)
+            for (path, tops), (until, at_end) in zip(below.values(), last, strict=True)
+        ]
         return [(want, "") for want in wants] + [
             (want, min(tops) if len(tops) == 1 else "") for want, tops in found
         ]
@@ -231,6 +237,8 @@ class Labels(Files):
             number,
             tree=want.tree,
             inside=inside,
+            until=want.until,
+            at_end=want.at_end if want.until else "",
         )
 
     # -- Release, Forget, the ends of units and callers --------------------------------------
@@ -342,6 +350,10 @@ class Labels(Files):
     def carries(self, path: str, carried: Pair) -> bool:
         """Say whether a file, or what is in a folder, carries these categories."""
         return any(carried <= categories(part.label) for part in self.parts(path))
+
+
+def _lasts(lease: tuple[int, str]) -> float:
+    return lease[0] or float("inf")
 
 
 def earlier(what: Hold | Suspect, part: File) -> str | None:

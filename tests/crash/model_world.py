@@ -21,13 +21,13 @@ from tests.crash.model import (
     Suspect,
     categories,
 )
-from tests.crash.model_attach import Attaching
 from tests.crash.model_domains import Domains
 from tests.crash.model_labels import earlier
+from tests.crash.model_leases import Leases
 from tests.crash.model_units import Units
 
 
-class World(Attaching, Domains, Units):
+class World(Leases, Domains, Units):
     """Everything that there is. `restart`: what a new start of the daemon makes of it."""
 
     __slots__ = ()

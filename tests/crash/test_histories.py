@@ -57,6 +57,16 @@ def test_histories(stage: Stage) -> None:
         assert figures["kills of VMs"] > 0
         changes = ("attached", "detached", "replaced", "kept")
         domains = ("checked in", "followed", "ending", "domains over")
+        leases = ("leases over", "leases over while it was away", "leases told of")
         units = ("enrolled", "units started", "units not started", "units ended")
-        known = (*changes, *domains, *units, "with trees", "with chains", "granted", "revoked")
+        known = (
+            *changes,
+            *domains,
+            *units,
+            "with trees",
+            "with chains",
+            "granted",
+            "revoked",
+            *leases,
+        )
         assert not {what for what in known if not figures[what]}, figures

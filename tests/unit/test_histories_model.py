@@ -260,6 +260,36 @@ def test_what_an_image_lies_over_is_there_for_its_sake() -> None:
     assert [hold.part_of for hold in there.vms["vm"].holds] == ["", ""]
 
 
+@pytest.mark.parametrize("at_end", ["report", "detach", "stop"])
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_is_leased_is_lost(runs: bool, at_end: str) -> None:
+    there = world()
+    kept, leased = Want("disks/a", "exclusive"), Want("disks/b", "exclusive", until=7)
+    take(there, "vm", ONE, kept, replace(leased, at_end=at_end))
+    there.vms["vm"] = replace(there.vms["vm"], state="running" if runs else "labelled")
+    there.end_leases("vm")
+    if runs and at_end == "report":
+        assert there.findings == [Finding("expired", "vm", "disks/b")]
+        assert there.files["b"].label == f"{IMAGE}:c0,c1"
+    else:
+        assert (there.findings, there.files["b"].label) == ([], None)
+    if runs and at_end == "stop":
+        assert there.vms == {}
+    else:
+        assert there.files["a"].label == f"{IMAGE}:c0,c1"
+
+
+def test_what_several_images_lie_over_ends_with_the_last() -> None:
+    there = world()
+    there.make("c", 3, HOME)
+    there.files["a"].over = there.files["c"].over = "disks/b"
+    one, two = (Want(f"disks/{name}", "exclusive", chain=True) for name in "ac")
+    (_, _, (below, part_of)) = there.with_chains([replace(one, until=7, at_end="stop"), two])
+    assert (below.until, part_of) == (0, "")
+    (_, (below, part_of)) = there.with_chains([replace(one, until=7, at_end="stop")])
+    assert (below.until, below.at_end, part_of) == (7, "stop", "r1")
+
+
 def test_a_life_with_libvirt() -> None:
     there = world()
     wants = [Want("disks/a", "exclusive")]
