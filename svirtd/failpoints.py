@@ -5,7 +5,8 @@ Nothing happens at any of them unless `arm` was called, which only `svirtd --tes
 until then `reach` is an empty function. What is armed comes from the environment, as
 `POINT[@N[+]]=ACTION` parts separated by blanks: at the N-th time that the point is reached (every
 time without it, from the N-th time on with "+") the action is taken. Actions: `kill` (SIGKILL),
-`sleep:SECONDS` (of the reaching thread), `errno:NAME` (OSError), `raise:MODULE.CLASS:TEXT`.
+`sleep:SECONDS` (of the reaching thread), `hold:FILE` (that thread goes on once the file is gone),
+`errno:NAME` (OSError), `raise:MODULE.CLASS:TEXT`.
 `trace:FILE`, alone or among the parts, appends a line for every point that is reached: its name and
 the module and line that reached it. `from:FILE` has a running daemon armed: with the parts that are
 in the file, counted from when it was put there, until another one is put in its place.
@@ -30,6 +31,7 @@ _TRACE: Final = "trace:"
 _FROM: Final = "from:"
 # From a tracer up: what calls all of them, reach(), and the one that we are after.
 _SITE_DEPTH: Final = 3
+_LOOK_S: Final = 0.01
 
 
 class Point(enum.StrEnum):
@@ -206,6 +208,8 @@ def _action(text: str) -> Callable[[], None]:
         case "sleep":
             seconds = float(argument)
             return lambda: time.sleep(seconds)
+        case "hold":
+            return lambda: _hold(argument)
         case "errno":
             number = getattr(errno, argument)
             return _raiser(OSError, number, os.strerror(number))
@@ -215,6 +219,11 @@ def _action(text: str) -> Callable[[], None]:
             return _raiser(getattr(importlib.import_module(module), cls), message.replace("_", " "))
         case _:
             raise ValueError(f"fail point action {text!r} is not known")
+
+
+def _hold(path: str) -> None:
+    while os.path.exists(path):
+        time.sleep(_LOOK_S)
 
 
 def _raiser(cls: type[Exception], *arguments: object) -> Callable[[], None]:

@@ -108,6 +108,17 @@ def end_bus() -> None:
     wait_for("systemd is on the new bus", back)
 
 
+@contextlib.contextmanager
+def held(file: Path) -> Iterator[Callable[[], None]]:
+    """What comes to a fail point with the action `hold:FILE` stays there: until what this gives is
+    called, or the block is over."""
+    file.touch()
+    try:
+        yield file.unlink
+    finally:
+        file.unlink(missing_ok=True)
+
+
 def reached(trace: Path, point: str, times: int = 1) -> bool:
     """Say whether the daemon that traces into this file has come to a fail point so often."""
     lines = trace.read_text().splitlines() if trace.exists() else []

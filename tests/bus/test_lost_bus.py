@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import BusLost
-from tests.bus.faults import end_bus, ended, in_background, reached, restarted, running
+from tests.bus.faults import end_bus, ended, held, in_background, reached, restarted, running
 from tests.sandbox import Sandbox
 from tests.support import Client, image, label, svirt_units, wait_for
 
@@ -18,16 +18,20 @@ TRY_AGAIN = 1
 def test_in_a_launch(sandbox: Sandbox, tmp_path: Path, point: str) -> None:
     """Before systemd was asked, and before it has answered: the unit may run by then."""
     disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
-    trace = tmp_path / "trace"
-    points = f"trace:{trace} {point}@2=sleep:1"
+    trace, hold = tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} {point}@2=hold:{hold}"
     with running(tmp_path / "d", failpoints=points) as daemon:
         before = Client()
         before.launch("other", ["/bin/sleep", "1000"], other)
         pid = before.properties("other")["MainPID"]
-        with in_background(lambda c: c.launch("vm", ["/bin/sleep", "1000"], disk)) as launch:
+        with (
+            held(hold) as let_go,
+            in_background(lambda c: c.launch("vm", ["/bin/sleep", "1000"], disk)) as launch,
+        ):
             wait_for("the point", lambda: reached(trace, point, 2))
             assert label(disk) is not None
             end_bus()
+            let_go()
             with pytest.raises(BusLost):
                 launch.result()
         before.close()
@@ -52,16 +56,17 @@ def test_in_a_launch(sandbox: Sandbox, tmp_path: Path, point: str) -> None:
 
 def test_half_way_through_a_release(sandbox: Sandbox, tmp_path: Path) -> None:
     disks = [image(tmp_path / f"{number}.img") for number in range(4)]
-    trace = tmp_path / "trace"
-    points = f"trace:{trace} undo-before@3=sleep:1"
+    trace, hold = tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} undo-before@3=hold:{hold}"
     with running(tmp_path / "d", failpoints=points) as daemon:
         client = Client()
         client.acquire("vm", *disks)
         client.close()
-        with in_background(lambda c: c.release("vm")) as release:
+        with held(hold) as let_go, in_background(lambda c: c.release("vm")) as release:
             wait_for("half of it", lambda: reached(trace, "undo-before", 3))
             assert [label(disk) is None for disk in disks] == [True, True, False, False]
             end_bus()
+            let_go()
             with pytest.raises(BusLost):
                 release.result()
         assert ended(daemon) == TRY_AGAIN
@@ -76,20 +81,21 @@ def test_half_way_through_a_release(sandbox: Sandbox, tmp_path: Path) -> None:
 def test_while_files_are_labelled(sandbox: Sandbox, tmp_path: Path) -> None:
     """The request is cut off; its thread labels on, by descriptors that must be its own still."""
     disks = [image(tmp_path / f"{number}.img") for number in range(20)]
-    trace = tmp_path / "trace"
-    points = f"trace:{trace} label-before@2=sleep:1"
+    trace, hold = tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} label-before@2=hold:{hold}"
     with running(tmp_path / "d", failpoints=points) as daemon:
-        with in_background(lambda c: c.acquire("vm", *disks)) as acquire:
+        with held(hold) as let_go, in_background(lambda c: c.acquire("vm", *disks)) as acquire:
             wait_for("some of them", lambda: reached(trace, "label-before", 2))
             end_bus()
+            let_go()
             with pytest.raises(BusLost):
                 acquire.result()
         assert ended(daemon) == TRY_AGAIN
         # What the thread had begun it has brought to its end.
         assert reached(trace, "label-after", 20), daemon.output()
-        held = {label(disk) for disk in disks}
-        assert len(held) == 1
-        assert None not in held
+        found = {label(disk) for disk in disks}
+        assert len(found) == 1
+        assert None not in found
         restarted(daemon)
         client = Client()
         assert client.vms() == {"vm": "labelled"}

@@ -7,7 +7,7 @@ import resource
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from svirtd.host.bus import BusError, Variant
 from tests.attack import LIMITS, OWN, assert_refused, nothing_changes
-from tests.bus.faults import ended, in_background, reached, restarted, running
+from tests.bus.faults import ended, held, in_background, reached, restarted, running
 from tests.sandbox import Sandbox
 from tests.support import Client, Daemon, image, label, resources, wait_for
 
@@ -57,20 +57,23 @@ def notified(tmp_path: Path) -> Iterator[Notified]:
 
 
 @contextlib.contextmanager
-def slow_disk(folder: Path, notified: Notified, seconds: float) -> Iterator[tuple[Daemon, Path]]:
-    """A daemon whose every commit takes that long, those of its start excepted, under a watchdog
-    that barks after half of it."""
+def slow_disk(folder: Path) -> Iterator[tuple[Daemon, Path, Callable[[], None]]]:
+    """A daemon under a watchdog, whose commits take until what this gives last is called, those of
+    its start excepted."""
     trace = folder / "trace"
     with running(folder / "first", failpoints=f"trace:{trace}"):
         first = commits(trace) + 1
     trace.unlink()
-    points = f"trace:{trace} commit-before@{first}+=sleep:{seconds}"
+    points = f"trace:{trace} commit-before@{first}+=hold:{folder / 'hold'}"
     env = {
         "NOTIFY_SOCKET": str(folder / "notify"),
-        "WATCHDOG_USEC": str(int(seconds * 500_000)),
+        "WATCHDOG_USEC": "6000000",
     }
-    with running(folder / "d", failpoints=points, env=env) as daemon:
-        yield daemon, trace
+    with (
+        running(folder / "d", failpoints=points, env=env) as daemon,
+        held(folder / "hold") as let_go,
+    ):
+        yield daemon, trace, let_go
 
 
 def commits(trace: Path) -> int:
@@ -81,7 +84,7 @@ def test_a_disk_that_takes_its_time_holds_up_nobody_else(
     sandbox: Sandbox, client: Client, notified: Notified, tmp_path: Path
 ) -> None:
     disk = image(tmp_path / "a.img")
-    with slow_disk(tmp_path, notified, 5.0) as (daemon, trace):
+    with slow_disk(tmp_path) as (daemon, trace, let_go):
         done = commits(trace)
         fed = notified.count("WATCHDOG=1")
         with in_background(lambda c: c.acquire("vm", disk)) as acquire:
@@ -96,6 +99,7 @@ def test_a_disk_that_takes_its_time_holds_up_nobody_else(
             wait_for("the watchdog is fed", lambda: notified.count("WATCHDOG=1") >= fed + 2)
             assert not acquire.done()
             assert label(disk) is None
+            let_go()
         assert acquire.result().endswith("/vm/vm")
         assert client.vms() == {"vm": "labelled"}
         assert label(disk) == client.properties("vm")["ImageContext"]
@@ -109,7 +113,7 @@ def test_a_stop_waits_for_a_disk_that_takes_its_time(
 ) -> None:
     """Who has asked is answered, who asks now is refused, and nothing has to be settled after."""
     disk = image(tmp_path / "a.img")
-    with slow_disk(tmp_path, notified, 2.0) as (daemon, trace):
+    with slow_disk(tmp_path) as (daemon, trace, let_go):
         done = commits(trace)
         with in_background(lambda c: c.acquire("vm", disk)) as acquire:
             wait_for("the commit", lambda: reached(trace, "commit-before", done + 1))
@@ -117,6 +121,8 @@ def test_a_stop_waits_for_a_disk_that_takes_its_time(
             wait_for("the stop", lambda: notified.count("STOPPING=1"))
             refused = client.error("Acquire", ACQUIRE, "late", [], {})
             assert_refused(refused, OWN + "Failed", "svirtd is stopping")
+            assert not acquire.done()
+            let_go()
         assert acquire.result().endswith("/vm/vm")
         assert ended(daemon) == 0
         restarted(daemon)
@@ -215,13 +221,18 @@ def test_no_descriptor_left_half_way_through_a_launch(
     sandbox: Sandbox, client: Client, tmp_path: Path
 ) -> None:
     """The labels stand, and the runtime folder cannot be made: all of it is taken back."""
-    disk, trace = image(tmp_path / "a.img"), tmp_path / "trace"
-    with running(tmp_path / "d", failpoints=f"trace:{trace} label-after=sleep:0.5") as daemon:
-        with in_background(
-            lambda c: c.error("Launch", LAUNCH, "vm", ["/bin/sleep", "9"], resources(disk), {})
-        ) as launch:
+    disk, trace, hold = image(tmp_path / "a.img"), tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} label-after=hold:{hold}"
+    with running(tmp_path / "d", failpoints=points) as daemon:
+        with (
+            held(hold) as let_go,
+            in_background(
+                lambda c: c.error("Launch", LAUNCH, "vm", ["/bin/sleep", "9"], resources(disk), {})
+            ) as launch,
+        ):
             wait_for("the label", lambda: reached(trace, "label-after"))
             with no_descriptor(daemon):
+                let_go()
                 refused = launch.result()
         name = OWN + "Drift"  # the way back needs a descriptor as well
         assert_refused(refused, name, "Too many open files")

@@ -18,6 +18,7 @@ from tests.attack import OWN, assert_refused
 from tests.bus.faults import (
     bus_stopped,
     ended,
+    held,
     in_background,
     reached,
     restarted,
@@ -55,13 +56,17 @@ def test_a_launch_waits_for_a_systemd_that_is_slow(
     daemon: Daemon, client: Client, tmp_path: Path
 ) -> None:
     disk = image(tmp_path / "a.img")
-    # In this order: systemd goes on before the launch is waited for.
-    with in_background(lambda c: c.launch("vm", SLEEP, disk)) as launch, systemd_stopped():
-        wait_for("the label", lambda: label(disk))
-        # Others are served meanwhile.
-        client.acquire("other", image(tmp_path / "b.img"))
-        client.release("other")
-        assert not launch.done()
+    with contextlib.ExitStack() as stopped:
+        stopped.enter_context(systemd_stopped())
+        with in_background(lambda c: c.launch("vm", SLEEP, disk)) as launch:
+            wait_for("the label", lambda: label(disk))
+            # Others are served meanwhile.
+            client.acquire("other", image(tmp_path / "b.img"))
+            client.release("other")
+            assert not launch.done()
+            # It goes on before the launch is waited for.
+            stopped.close()
+        launch.result()
     assert client.vms() == {"vm": "running"}
     assert os.path.exists(f"/proc/{client.properties('vm')['MainPID']}")
     client.release("vm")
@@ -124,17 +129,19 @@ def test_somebody_elses_unit_is_not_ended_for_a_start_without_answer(
 def test_a_release_that_systemd_does_not_answer(
     sandbox: Sandbox, client: Client, tmp_path: Path, asked: bool
 ) -> None:
-    disk, trace = image(tmp_path / "a.img"), tmp_path / "trace"
-    points = f"trace:{trace} stop-before=sleep:{0.5 if asked else 0}"
+    disk, trace, hold = image(tmp_path / "a.img"), tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} stop-before=hold:{hold}"
     with running(tmp_path / "d", extra=SHORT, failpoints=points):
         client.launch("vm", SLEEP, disk)
-        with contextlib.ExitStack() as stopped:
+        with contextlib.ExitStack() as stopped, held(hold) as let_go:
             if not asked:
                 stopped.enter_context(systemd_stopped())
+                let_go()
             with in_background(lambda c: c.error("Release", "sa{sv}", "vm", {})) as release:
                 if asked:
                     wait_for("the point", lambda: reached(trace, "stop-before"))
                     stopped.enter_context(systemd_stopped())
+                    let_go()
                 refused = release.result()
             member = "StopUnit" if asked else "GetUnit"
             assert_refused(refused, OWN + "Failed", f"did not answer {member} within 1 s")
@@ -152,13 +159,14 @@ def test_an_end_that_is_noticed_while_systemd_stands_still(
     sandbox: Sandbox, client: Client, tmp_path: Path
 ) -> None:
     """The look fails, and is made again: nobody else would."""
-    disk, trace = image(tmp_path / "a.img"), tmp_path / "trace"
-    points = f"trace:{trace} stop-before=sleep:0.5"
-    with running(tmp_path / "d", extra=SHORT, failpoints=points) as daemon:
+    disk, trace, hold = image(tmp_path / "a.img"), tmp_path / "trace", tmp_path / "hold"
+    points = f"trace:{trace} stop-before=hold:{hold}"
+    with running(tmp_path / "d", extra=SHORT, failpoints=points) as daemon, held(hold) as let_go:
         client.launch("vm", SLEEP, disk)
         os.kill(client.properties("vm")["MainPID"], signal.SIGKILL)
         wait_for("the release begins", lambda: reached(trace, "stop-before"))
         with systemd_stopped():
+            let_go()
             warned = "did not answer StopUnit within 1 s; see whether it is stuck"
             wait_for("the failed try", lambda: warned in journal_of(daemon))
             assert client.vms() == {"vm": "running"}
@@ -185,13 +193,15 @@ def test_a_start_while_systemd_stands_still(
         daemon.kill()
         os.kill(pids[1], signal.SIGKILL)
         wait_for("the unit's end", lambda: svirt_units() == ["svirt-stays.service"])
-        trace = tmp_path / "trace"
-        daemon.failpoints = f"trace:{trace} {point}=sleep:0.5"
-        daemon.spawn()
-        wait_for("the point", lambda: reached(trace, point))
-        with systemd_stopped():
-            assert ended(daemon) == 1
-            assert None not in [label(disk) for disk in disks]
+        trace, hold = tmp_path / "trace", tmp_path / "hold"
+        daemon.failpoints = f"trace:{trace} {point}=hold:{hold}"
+        with held(hold) as let_go:
+            daemon.spawn()
+            wait_for("the point", lambda: reached(trace, point))
+            with systemd_stopped():
+                let_go()
+                assert ended(daemon) == 1
+                assert None not in [label(disk) for disk in disks]
         said = journal_since(daemon)
         assert "systemd did not answer" in said
         restarted(daemon)
@@ -210,15 +220,17 @@ def journal_since(daemon: Daemon) -> str:
 def test_a_stop_during_a_start_that_systemd_holds_up(
     sandbox: Sandbox, client: Client, tmp_path: Path
 ) -> None:
-    disk, trace = image(tmp_path / "a.img"), tmp_path / "trace"
+    disk, trace, hold = image(tmp_path / "a.img"), tmp_path / "trace", tmp_path / "hold"
     with running(tmp_path / "d") as daemon:
         client.launch("vm", SLEEP, disk)
         daemon.kill()
-        daemon.failpoints = f"trace:{trace} units-before=sleep:0.3"
-        daemon.spawn()
-        wait_for("the point", lambda: reached(trace, "units-before"))
-        with systemd_stopped():
-            assert daemon.end(signal.SIGTERM) == 0  # and not after the 25 s of a call
+        daemon.failpoints = f"trace:{trace} units-before=hold:{hold}"
+        with held(hold) as let_go:
+            daemon.spawn()
+            wait_for("the point", lambda: reached(trace, "units-before"))
+            with systemd_stopped():
+                let_go()
+                assert daemon.end(signal.SIGTERM) == 0  # and not after the 25 s of a call
         restarted(daemon)
         assert client.vms() == {"vm": "running"}
         client.release("vm")

@@ -5,6 +5,7 @@ import errno
 import inspect
 import os
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,21 @@ def test_a_file_arms_what_runs(tmp_path: Path) -> None:
         reach(Point.LABEL_READ)
     with pytest.raises(OSError, match="Input/output error"):
         reach(Point.LABEL_READ)
+
+
+def test_a_thread_is_held_while_a_file_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "hold"
+    arm({VARIABLE: f"undo-before=hold:{file}"})
+    reach(Point.UNDO_BEFORE)
+    file.touch()
+    reach(Point.UNDO_AFTER)
+    thread = threading.Thread(target=reach, args=[Point.UNDO_BEFORE])
+    thread.start()
+    thread.join(0.1)
+    assert thread.is_alive()
+    file.unlink()
+    thread.join(20)
+    assert not thread.is_alive()
 
 
 def test_any_exception() -> None:
