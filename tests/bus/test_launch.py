@@ -260,14 +260,17 @@ def test_release_of_a_vm_that_does_not_want_to_stop(
         file.write("[launch]\nstop-timeout = 1\n")
     own_daemon.start()
     disk = image(tmp_path / "a.img")
-    argv = ["/bin/sh", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
-    limits = Variant("a{sv}", {"TimeoutStopUSec": Variant("t", 4_000_000)})
-    client.launch("vm", argv, disk, properties=limits)
+    deaf = tmp_path / "deaf"
+    argv = ["/bin/sh", "-c", f"trap '' TERM; : >{deaf}; while :; do sleep 0.1; done"]
+    limits = Variant("a{sv}", {"TimeoutStopUSec": Variant("t", 1_000_000_000)})
+    _, unit = client.launch("vm", argv, disk, properties=limits)
+    wait_for("it does not heed the signal", deaf.exists)
     refused = client.error("Release", "sa{sv}", "vm", {})
     assert refused.name == "org.svirt1.Error.UnitFailed"
     assert "did not stop" in refused.text
     assert label(disk) is not None
-    # systemd goes on and kills it in the end; then the labels come back.
+    # In the end it is killed, as systemd does; then the labels come back.
+    subprocess.run(["systemctl", "kill", "--signal=KILL", unit], check=True)
     wait_for("the end", lambda: client.vms() == {})
     assert label(disk) is None
 
