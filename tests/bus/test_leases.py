@@ -49,7 +49,7 @@ def granted(client: Client, until: Variant, at_end: str = "report") -> None:
 
 def test_a_hold_of_a_vm_that_does_not_run(client: Client, daemon: Daemon, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    until = in_s(1)
+    until = in_s(3)
     client.call("Acquire", ACQUIRE, "vm", leased(disk, until), {})
     (held,) = client.properties("vm")["Resources"]
     assert (held["until"], held["at-end"]) == (until.value, "report")
@@ -63,12 +63,12 @@ def test_a_hold_of_a_vm_that_runs_is_told_once(
 ) -> None:
     disk = image(tmp_path / "a.img")
     client.listen()
-    client.call("Launch", LAUNCH, "vm", IDLE, leased(disk, in_s(1)), {})
+    client.call("Launch", LAUNCH, "vm", IDLE, leased(disk, in_s(2)), {})
     (found,) = wait_for("it is told", lambda: expired(client))
     assert (found["vm"], found["path"]) == ("vm", str(disk))
     assert "leased until 20" in found["reason"]
     # Another one ends, so that everything is looked at again.
-    client.call("Acquire", ACQUIRE, "other", leased(image(tmp_path / "b.img"), in_s(1)), {})
+    client.call("Acquire", ACQUIRE, "other", leased(image(tmp_path / "b.img"), in_s(2)), {})
     wait_for("the other lost its disk", lambda: client.vms() == {"vm": "running"})
     assert len(expired(client)) == 1
     client.release("vm")
@@ -76,7 +76,7 @@ def test_a_hold_of_a_vm_that_runs_is_told_once(
 
 def test_a_hold_that_ends_what_runs(client: Client, daemon: Daemon, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    client.call("Launch", LAUNCH, "vm", IDLE, leased(disk, in_s(1), "stop"), {})
+    client.call("Launch", LAUNCH, "vm", IDLE, leased(disk, in_s(4), "stop"), {})
     assert client.vms() == {"vm": "running"}
     wait_for("it was released", lambda: not client.vms())
     assert label(disk) is None
@@ -84,9 +84,10 @@ def test_a_hold_that_ends_what_runs(client: Client, daemon: Daemon, tmp_path: Pa
 
 def test_an_end_while_no_daemon_runs(client: Client, own_daemon: Daemon, tmp_path: Path) -> None:
     disk = image(tmp_path / "a.img")
-    client.call("Acquire", ACQUIRE, "vm", leased(disk, in_s(1)), {})
+    until = in_s(3)
+    client.call("Acquire", ACQUIRE, "vm", leased(disk, until), {})
     own_daemon.kill()
-    time.sleep(1.5)
+    wait_for("it is over", lambda: time.time_ns() // 1000 > until.value)
     assert label(disk) is not None
     own_daemon.start()
     wait_for("it lost its disk", lambda: not client.vms())
@@ -94,7 +95,7 @@ def test_an_end_while_no_daemon_runs(client: Client, own_daemon: Daemon, tmp_pat
 
 
 def test_a_grant_of_a_vm_that_is_stopped(client: Client, kept: str) -> None:
-    granted(client, in_s(2))
+    granted(client, in_s(4))
     client.call("JoinGroup", "sa{sv}", "g", {}, path=kept, interface=VM)
     assert client.properties("kept")["LastingGroups"] == ["g"]
     wait_for("it is out", lambda: client.properties("kept")["LastingGroups"] == [])
@@ -108,7 +109,7 @@ def test_a_grant_of_a_vm_that_is_stopped(client: Client, kept: str) -> None:
 @pytest.mark.parametrize("at_end", ["report", "stop"])
 def test_a_grant_of_a_vm_that_runs(client: Client, kept: str, at_end: str) -> None:
     client.listen()
-    granted(client, in_s(2), at_end)
+    granted(client, in_s(4), at_end)
     client.call("JoinGroup", "sa{sv}", "g", {}, path=kept, interface=VM)
     client.call("Launch", LAUNCH, "kept", IDLE, [], {})
     assert client.properties("kept")["Groups"] == ["g"]
@@ -146,7 +147,7 @@ def test_what_is_over_is_not_given(client: Client, kept: str, tmp_path: Path) ->
 def test_one_hold_ends_and_the_vm_goes_on(client: Client, tmp_path: Path, launched: bool) -> None:
     """A stopped VM loses what is over; one that runs does so where the lease says it."""
     disk, other = image(tmp_path / "a.img"), image(tmp_path / "b.img")
-    wanted = leased(disk, in_s(2), "detach" if launched else "report")
+    wanted = leased(disk, in_s(4), "detach" if launched else "report")
     wanted.append({"path": Variant("s", str(other))})
     if launched:
         client.call("Launch", LAUNCH, "vm", IDLE, wanted, {})
