@@ -158,9 +158,9 @@ def test_a_running_vms_label_is_back_before_a_person_notices(
     client.listen()
     client.launch("vm", ["/bin/sleep", "1000"], *disks)
     ours = str(label(disks[0]))
-    for disk in disks:
-        set_label(disk, PLAIN)
     os.removexattr(disks[0], XATTR)
+    for disk in disks[1:]:
+        set_label(disk, PLAIN)
     wait_for("all are back", lambda: [label(d) for d in disks] == [ours] * 5)
     wait_for("all are told", lambda: len(drifts(client)) >= 5)
     assert {one["path"] for one in drifts(client)} == {str(d) for d in disks}
