@@ -33,7 +33,9 @@ walk.prepare()
 
 USER = Account(4711, 4712, (4712, 4713, 65534))
 OTHER = Account(4800, 4800, (4800,))
-DEADLINE_S = 2
+DEADLINE_S = 20
+# Of children that do not come to their end.
+SHORT_S = 2
 # What a child does instead of its job, as that account, in tests that look at the child itself.
 Spy = Callable[..., tuple[list[int], list[Any]]]
 
@@ -189,7 +191,7 @@ def test_nobody_of_the_same_account_looks_into_a_child(
     assert _trace(plain.pid, USER) == "attached memory"
     plain.kill()
     plain.wait()
-    with started() as opener:
+    with started(SHORT_S) as opener:
 
         async def main() -> str:
             job = asyncio.ensure_future(opener.do(USER, {"do": "spy"}))
@@ -339,7 +341,7 @@ def test_one_that_hangs_stops_nobody_else(
     monkeypatch.setattr(walk, "may_hang", lambda _: False)
     mounted = tmp_path / "mounted"
     mounted.mkdir()
-    with silent(mounted), started() as opener:
+    with silent(mounted), started(SHORT_S) as opener:
         hangs = [
             opener.do(USER, opening(mounted / f"{n}")) for n in range(CHILDREN_PER_ACCOUNT + 3)
         ]
@@ -397,7 +399,7 @@ def test_a_child_that_its_account_has_stopped_is_ended(
         return [], []
 
     spying(monkeypatch, spy)
-    with started() as opener:
+    with started(SHORT_S) as opener:
         with pytest.raises(Failed, match="a file system may not answer"):
             one(opener, USER, {"do": "spy"})
         # It has not lost what it ends by.
@@ -521,8 +523,9 @@ def test_the_daemon_ends_when_its_opener_has(own_daemon: Daemon) -> None:
 
 
 _PEER = (
-    "import socket, struct, sys\n"
-    "server = socket.create_server(sys.argv[1], family=socket.AF_UNIX)\n"
+    "import os, socket, struct, sys\n"
+    "server = socket.create_server(sys.argv[1] + '.new', family=socket.AF_UNIX)\n"
+    "os.rename(sys.argv[1] + '.new', sys.argv[1])\n"
     "there, _ = server.accept()\n"
     "peer = there.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)\n"
     "there.sendall(b'%d %d' % struct.unpack('=4xii', peer))\n"
@@ -535,6 +538,7 @@ def test_a_channel_is_not_roots(daemon: Daemon, client: Client) -> None:
     command = ["/usr/bin/python3", "-c", _PEER, "{runtime}/qmp"]
     client.launch("vm", command, user=Variant("s", "nobody"))
     folder = Path(client.properties("vm")["RuntimeDirectory"])
+    # By this name, it listens.
     wait_for("it listens", (folder / "qmp").exists)
     path = "/org/svirt1/vm/vm"
     reply = client.message("OpenChannel", "sa{sv}", "qmp", {}, path=path, interface="org.svirt1.VM")
