@@ -125,6 +125,12 @@ def test_it_stays_while_svirtd_is_restarted(own_daemon: Daemon, client: Client) 
     assert client.vms() == {}
 
 
+def log() -> str:
+    """What the journal has of the unit by now: what a process has written comes there later."""
+    argv = ["journalctl", "-q", "-o", "cat", "-n", "20", "-u", UNIT]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
 def test_what_cannot_be_run_does_not_start(daemon: Daemon, client: Client, tmp_path: Path) -> None:
     assert "failed" in systemctl("start", UNIT, check=False).lower()
     for text, says in (
@@ -135,13 +141,7 @@ def test_what_cannot_be_run_does_not_start(daemon: Daemon, client: Client, tmp_p
     ):
         write(text)
         assert "failed" in systemctl("start", UNIT, check=False)
-        log = subprocess.run(
-            ["journalctl", "-q", "-o", "cat", "-n", "20", "-u", UNIT],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        assert says in log
+        wait_for("it is told", lambda words=says: words in log())  # type: ignore[misc]
         systemctl("reset-failed", UNIT)
     assert client.vms() == {}
 
@@ -157,25 +157,27 @@ def test_qemus_options_start_a_qemu(daemon: Daemon, client: Client, tmp_path: Pa
     assert client.vms() == {}
     systemctl("start", UNIT)
     asked = '{"execute": "qmp_capabilities"}{"execute": "query-block"}'
-    talk = subprocess.run(
-        ["svirtctl", "channel", "web", "qmp"],
-        input=asked,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert str(disk) in talk.stdout
+
+    def answer() -> str:
+        argv = ["svirtctl", "channel", "web", "qmp"]
+        talk = subprocess.run(argv, input=asked, capture_output=True, text=True, check=False)
+        # The unit is up once its command is executed: QEMU takes a moment more to listen.
+        assert talk.returncode == 0 or "no socket" in talk.stderr, talk.stderr
+        return talk.stdout
+
+    assert str(disk) in wait_for("the monitor", answer)
     systemctl("stop", UNIT)
     assert label(disk) is None
 
 
 # Does what QEMU does when a power button is pressed, once it was told to.
 MONITOR = """#!/usr/bin/python3
-import json, socket, sys
+import json, os, socket, sys
 path = sys.argv[sys.argv.index("-qmp") + 1].split(":", 1)[1].split(",")[0]
 with socket.socket(socket.AF_UNIX) as server:
-    server.bind(path)
+    server.bind(path + ".new")
     server.listen()
+    os.rename(path + ".new", path)
     stream = server.accept()[0].makefile("rw")
     stream.write('{"QMP": {}}\\n')
     while True:
