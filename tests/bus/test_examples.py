@@ -222,7 +222,7 @@ def test_nothing_is_started_where_nothing_is_enforced(
     daemon: Daemon, client: Client, member: User
 ) -> None:
     with member.runs("/usr/bin/python3", "isolated-vm.py", "web", "disk.img") as tool:
-        assert tool.ended() == 1
+        assert tool.ended(START_S) == 1
         assert "NOT ENFORCED: nothing keeps VMs apart on this host\n" in tool.text()
         assert "Nothing was started" in tool.text()
     assert client.vms() == {}
@@ -232,13 +232,13 @@ def test_svirtd_is_away(own_daemon: Daemon, client: Client, member: User) -> Non
     """The VM outlives it, and so does the tool; what is called next has svirtd started again."""
     before = label(member.disk)
     with member.tool("web") as tool:
-        tool.until("Ctrl-C stops it")
+        tool.until("Ctrl-C stops it", START_S)
         own_daemon.kill()
-        tool.until("svirtd is away")
+        tool.until("svirtd is away", START_S)
         own_daemon.start()
-        tool.until("svirtd is back")
+        tool.until("svirtd is back", START_S)
         assert client.vms() == {"web": "running"}
         tool.type("\x03")
-        assert tool.ended() == 0, tool.text()
+        assert tool.ended(START_S) == 0, tool.text()
         assert states(tool, "web") == ["running", *_STATES]
     nothing_left(client, member, before)
