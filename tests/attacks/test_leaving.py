@@ -28,22 +28,29 @@ def test_leaving_at_any_moment(arena: Arena, ann: Account) -> None:
     again: list[Any] = [ACQUIRE, "next", resources(*disks), {}]
     for number in range(ROUNDS):
         stranger = Stranger(ann)
-        stranger.do(_greet)
+        name = stranger.do(_greet)
         if number % 2:
             stranger.start(_launch, f"vm{number}", [str(disk) for disk in disks])
         else:
             stranger.start(_acquire, f"vm{number}", [str(disk) for disk in disks])
         time.sleep(pick.random() * 0.06)
         stranger.close()
+        # The daemon is told what it has sent before it is told that it has left.
+        wait_for("it has left", lambda gone=name: not next_one.do(_is_there, gone))  # type: ignore[misc]
         # Whatever of that is still under way: then the same disks are somebody's next VM's.
         wait_for("its disks are free", lambda: tries(next_one, "Acquire", *again) == "")
         next_one.release("next")
-        assert arena.root.vms() == {}
+        wait_for("its VM is gone", lambda: arena.root.vms() == {})
         assert [label(disk) for disk in disks] == [None] * len(disks)
 
 
-def _greet(me: Me) -> None:
+def _greet(me: Me) -> str:
     me.client.call("ListVMs")
+    return me.client.connection.unique_name
+
+
+def _is_there(me: Me, name: str) -> bool:
+    return me.client.runner.run(me.client.connection.has_owner(name))
 
 
 def _acquire(me: Me, name: str, disks: list[str]) -> None:
