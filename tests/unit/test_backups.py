@@ -97,7 +97,7 @@ def test_two_at_a_time(path: str, store: Store) -> None:
 
 def test_who_reads_nothing_is_left(path: str, store: Store) -> None:
     async def work() -> None:
-        backups = Backups(path, store, Journal(), root_only(), idle_s=0.05)
+        backups = Backups(path, store, Journal(), root_only(), idle_s=1.0)
         streams = [await backups.open(ROOT) for _ in range(2)]
         await gone()
         # Both places are free again; what was sent ends early.
