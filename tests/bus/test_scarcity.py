@@ -242,21 +242,28 @@ def test_no_descriptor_left_half_way_through_a_launch(
 
 
 @pytest.fixture
-def clock(tmp_path: Path) -> Path:
-    """The wall clock of daemons that `timed` starts: nanoseconds to add, in a file."""
-    (tmp_path / "clock").write_text("0")
+def clock(tmp_path: Path) -> Callable[[int], None]:
+    """What sets the wall clock of daemons that have this folder among their modules: it takes the
+    nanoseconds to add."""
     (tmp_path / "sitecustomize.py").write_text(
         "import pathlib, time\n"
         "real, offset = time.time_ns, pathlib.Path(__file__).with_name('clock')\n"
         "time.time_ns = lambda: real() + int(offset.read_text())\n"
         "time.time = lambda: time.time_ns() / 1e9\n"
     )
-    return tmp_path / "clock"
+
+    def set_by(offset_ns: int) -> None:
+        # Never half there: the daemon reads it at any time.
+        (tmp_path / "next").write_text(str(offset_ns))
+        (tmp_path / "next").rename(tmp_path / "clock")
+
+    set_by(0)
+    return set_by
 
 
 @pytest.mark.parametrize("order", ["abc", "cba", "bca"])
 def test_a_clock_that_is_set_back_and_forward(
-    sandbox: Sandbox, client: Client, tmp_path: Path, clock: Path, order: str
+    sandbox: Sandbox, client: Client, tmp_path: Path, clock: Callable[[int], None], order: str
 ) -> None:
     """Whose label was the original does not depend on who seems to have come first."""
     shared, own = image(tmp_path / "shared.img"), image(tmp_path / "own.img")
@@ -266,17 +273,17 @@ def test_a_clock_that_is_set_back_and_forward(
     daemon.start()
     try:
         client.acquire("a", shared, access="public")
-        clock.write_text(str(-YEAR_NS))
+        clock(-YEAR_NS)
         client.acquire("b", shared, access="public")
         daemon.kill()
         daemon.start()
-        clock.write_text(str(YEAR_NS))
+        clock(YEAR_NS)
         client.acquire("c", shared, access="public")
         created = {name: client.properties(name)["CreatedAt"] for name in "abc"}
         assert created["b"] < created["a"] < created["c"]
         assert created["c"] - created["a"] >= YEAR_NS // 1000
         # Deadlines are of another clock: neither passes at once, nor never.
-        clock.write_text(str(-YEAR_NS))
+        clock(-YEAR_NS)
         client.launch("vm", ["/bin/sleep", "1000"], own)
         os.kill(client.properties("vm")["MainPID"], signal.SIGKILL)
         wait_for("its end", lambda: "vm" not in client.vms())
