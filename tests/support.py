@@ -49,6 +49,13 @@ def wait_for(what: str, look: Callable[[], T | None], deadline_s: float = DEADLI
         time.sleep(min(max(now - began, 0.02), 1.0))
 
 
+def until(true: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
+    """Wait for what the caller then asserts by itself, as its message says more."""
+    end = time.monotonic() + deadline_s
+    while not true() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def label(path: Path | str) -> str | None:
     """Return the label of a file, None if it has none."""
     try:

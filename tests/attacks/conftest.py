@@ -14,7 +14,7 @@ from tests.fixtures import _shared as shared_daemons
 from tests.fixtures import interruptible, leftovers, nothing_left, sandbox, zygote
 from tests.sandbox import Sandbox, accounts
 from tests.sandbox.accounts import ANN, BEN, NOBODY, Account
-from tests.support import Daemon, svirt_units, wait_for
+from tests.support import Daemon, svirt_units, until, wait_for
 from tests.zygote import Zygote
 
 __all__ = ["interruptible", "nothing_left", "sandbox", "zygote"]
@@ -109,15 +109,21 @@ def arena(request: pytest.FixtureRequest, sandbox: Sandbox, running: Running) ->
         done = True
     finally:
         arena.leave()
-        left = [
-            row
-            for row in leftovers(daemon).split("; ")
-            if row and not (arena.moved and row.startswith("quarantine: "))
-        ]
+        # What those who have left by now had under way ends by itself, a moment later.
+        until(lambda: bool(without) or not done or not _left(daemon, arena))
+        left = _left(daemon, arena)
         if without or left or arena.moved or not done:
             code = running.stop()
             assert without or not done or code == 0
         assert without or not left, left
+
+
+def _left(daemon: Daemon, arena: Arena) -> list[str]:
+    return [
+        row
+        for row in leftovers(daemon).split("; ")
+        if row and not (arena.moved and row.startswith("quarantine: "))
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
