@@ -55,6 +55,7 @@ def site(sandbox: Sandbox, tmp_path: Path) -> Iterator[Daemon]:
 
 def recorded() -> str:
     """What the daemon has recorded, of this boot."""
+    subprocess.run(["journalctl", "--sync"], check=True)
     argv = ["journalctl", "-b", "-t", "svirtd", "-o", "cat", "--no-pager"]
     return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 

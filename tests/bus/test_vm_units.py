@@ -165,7 +165,7 @@ def test_qemus_options_start_a_qemu(daemon: Daemon, client: Client, tmp_path: Pa
         assert talk.returncode == 0 or "no socket" in talk.stderr, talk.stderr
         return talk.stdout
 
-    assert str(disk) in wait_for("the monitor", answer)
+    wait_for("the monitor tells of its disk", lambda: str(disk) in answer())
     systemctl("stop", UNIT)
     assert label(disk) is None
 
