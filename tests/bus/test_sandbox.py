@@ -229,6 +229,11 @@ def test_machined_registers_a_unit_and_forgets_it_with_the_unit(client: Client, 
     client.wait_for("machined forgets vm-a", lambda: machines() == [".host"])
 
 
+def test_a_service_is_started_as_often_as_tests_want(sandbox: Sandbox) -> None:
+    for _ in range(8):
+        subprocess.run(["systemctl", "restart", "polkit.service"], check=True)
+
+
 def test_polkit_follows_rules_that_a_test_writes(sandbox: Sandbox) -> None:
     rule = Path("/etc/polkit-1/rules.d/50-test.rules")
     rule.write_text(
