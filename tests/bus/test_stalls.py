@@ -369,7 +369,7 @@ def test_a_bus_that_does_not_answer_for_long_ends_the_daemon(
     vm = client.properties("vm")
     with bus_stopped():
         assert ended(daemon) == 1
-    assert "did not answer GetId within 2.0 s" in journal_since(daemon)
+    assert "did not answer GetId within 2 s" in journal_since(daemon)
     daemon.env.pop("WATCHDOG_USEC")
     daemon.start()
     try:
