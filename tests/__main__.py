@@ -20,6 +20,8 @@ TIERS: Final = {
     "crash": (sys.executable, "-m", "tests.crash"),
     "guest": (sys.executable, "-m", "tests.guest", "tests"),
 }
+# Tests of processes that run beside them, and that they wait for.
+_WAIT: Final = ("bus", "attacks")
 # What begins first, where not all can begin at once: what is soon over and says most, then what
 # takes longest; the last ones are short, so that the lanes end at about the same time. While the
 # first guest is built others would wait for it: what needs none runs beside it.
@@ -52,7 +54,7 @@ def jobs_of(tier: str, options: Sequence[str]) -> list[lanes.Job]:
     command = TIERS[tier]
     if tier == "guest" and not options:
         return [lanes.Job(f"guest {name}", (*command[:-1], "part", name)) for name in parts.names()]
-    return [lanes.Job(tier, (*command, *options))]
+    return [lanes.Job(tier, (*command, *options), waits=tier in _WAIT)]
 
 
 def ordered(jobs: Sequence[lanes.Job]) -> list[lanes.Job]:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Runs jobs in lanes: as many at once as there are lanes, each shown when it has ended.
 
+A job that waits most of its time takes half of a lane.
+
 A job is a process with all that it starts in one process group, and it has passed if that process
 has exited with 0: one that was killed has failed, and nothing of it is left running.
 """
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +34,8 @@ class Job:
 
     name: str
     command: tuple[str, ...]
+    waits: bool = False
+    """For other processes or for time, about half as long as it takes."""
 
 
 def number() -> int:
@@ -44,7 +48,7 @@ def number() -> int:
 
 
 def run(jobs: Iterable[Job], lanes: int, shown: IO[str]) -> list[str]:
-    """Run the jobs, those that come first begin first; returns the names of those that failed.
+    """Run the jobs, those that come first and fit begin first; returns the names of the failed.
 
     A single lane, or a single job, says at once what it has to say. A signal that ends this ends
     the jobs that still run.
@@ -56,8 +60,9 @@ def run(jobs: Iterable[Job], lanes: int, shown: IO[str]) -> list[str]:
     with _noted_signals() as caught:
         try:
             while (waiting or running) and not caught:
-                while waiting and len(running) < lanes:
-                    running.append(_Running(waiting.pop(0), shown, at_once=at_once))
+                while (fits := _that_fits(waiting, running, lanes)) is not None:
+                    waiting.remove(fits)
+                    running.append(_Running(fits, shown, at_once=at_once))
                 ended = [one for one in running if one.has_ended()]
                 for one in ended:
                     running.remove(one)
@@ -71,6 +76,16 @@ def run(jobs: Iterable[Job], lanes: int, shown: IO[str]) -> list[str]:
     if caught:
         sys.exit(128 + caught[0])
     return failed
+
+
+def _that_fits(waiting: Sequence[Job], running: Sequence["_Running"], lanes: int) -> Job | None:
+    room = 2 * lanes - sum(_halves(one.job, lanes) for one in running)
+    return next((job for job in waiting if _halves(job, lanes) <= room), None)
+
+
+def _halves(job: Job, lanes: int) -> int:
+    # A single lane has one terminal.
+    return 1 if job.waits and lanes > 1 else 2
 
 
 @contextmanager

@@ -64,6 +64,27 @@ def test_as_many_at_once_as_there_are_lanes(tmp_path: Path) -> None:
     assert lanes.run(jobs, 2, io.StringIO()) == []
 
 
+@pytest.mark.parametrize(("number", "most"), [(1, 1), (2, 3)])
+def test_two_that_wait_share_a_lane(tmp_path: Path, number: int, most: int) -> None:
+    """A full one beside them keeps its lane; the terminal of a single lane is shared by none."""
+    # Each notes how many are there when it comes, and stays until as many are as shall be.
+    script = (
+        f"mkdir {tmp_path}/$$; n=$(ls {tmp_path} | wc -l); echo $n >>{tmp_path}.seen;"
+        f"until [ {most} = 1 ] || [ -e {tmp_path}.full ]; do"
+        f"  [ $(ls {tmp_path} | wc -l) -lt {most} ] || touch {tmp_path}.full; sleep 0.05; done;"
+        f"rmdir {tmp_path}/$$"
+    )
+    jobs = [
+        lanes.Job(name, ("/bin/sh", "-c", script), waits=name.startswith("w"))
+        for name in ("full", "w1", "more", "w2", "w3")
+    ]
+    assert lanes.run(jobs, number, io.StringIO()) == []
+    seen = [int(line) for line in Path(f"{tmp_path}.seen").read_text("utf-8").split()]
+    assert len(seen) == len(jobs)
+    assert max(seen) <= most
+    assert Path(f"{tmp_path}.full").exists() == (most > 1)
+
+
 def test_what_a_dead_one_had_started_ends_with_it(tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     bad = job("bad", f"sleep 1000 & echo $! >{pid}; kill -9 $$")
