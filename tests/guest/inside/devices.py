@@ -21,6 +21,8 @@ _DUMMY: Final = b"dummy0"
 @contextlib.contextmanager
 def card(address: str) -> Iterator[None]:
     """A network card of the host's with this address, which leads nowhere."""
+    # One that was loaded for somebody's own device has made none by itself.
+    subprocess.run(["modprobe", "--remove", "dummy"], check=True)
     subprocess.run(["modprobe", "dummy", "numdummies=1"], check=True)
     try:
         there = struct.pack("=HH4s8x", socket.AF_INET, 0, socket.inet_aton(address))
