@@ -57,7 +57,9 @@ def test_histories(stage: Stage) -> None:
         assert figures["kills of VMs"] > 0
         changes = ("attached", "detached", "replaced", "kept")
         domains = ("checked in", "followed", "ending", "domains over")
-        leases = ("leases over", "leases over while it was away", "leases told of")
+        # Not those that are told of: in fifty histories that was one to sixteen, and what is drawn
+        # changes with whatever is changed in svirtd.
+        leases = ("leases over", "leases over while it was away")
         units = ("enrolled", "units started", "units not started", "units ended")
         known = (
             *changes,
