@@ -71,8 +71,10 @@ _MASKED: Final = (
     *("sys-kernel-tracing.mount", "systemd-initctl.socket", "systemd-ask-password-wall.path"),
     "systemd-ask-password-console.path",
 )
-# Run at each boot and whenever systemd reads its units again: the units of the guest are files.
+# Run at each boot and whenever systemd reads its units again. The guest's units are files, but for
+# those that a server of NFS waits for.
 _GENERATORS: Final = "usr/lib/systemd/system-generators"
+_GENERATES: Final = ("nfs-server-generator", "rpc-pipefs-generator")
 # What QEMU gives its VMs for a BIOS: its end is where a processor begins, and this one stops there
 # (cli; hlt; jmp back to hlt). Emulated in an emulated machine, SeaBIOS takes as long as all else
 # that a QEMU does until a test has seen of it what it wants.
@@ -327,7 +329,8 @@ def _configure(tree: Path, policy: str) -> None:
     generators = tree / "etc/systemd/system-generators"
     generators.mkdir(exist_ok=True)
     for one in (tree / _GENERATORS).iterdir():
-        (generators / one.name).symlink_to("/dev/null")
+        if one.name not in _GENERATES:
+            (generators / one.name).symlink_to("/dev/null")
     chroot(tree, "systemctl", "-q", "enable", "guest-run.service")
     masked = _MASKED if policy == _DEFAULT else (*_MASKED, *_OF_DEFAULT)
     chroot(tree, "systemctl", "-q", "mask", *masked)
