@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Network devices and namespaces of the host's, made without tools that not every guest has."""
+"""Devices and namespaces of the host's, made without tools that not every guest has."""
 
 import contextlib
 import fcntl
@@ -32,6 +32,22 @@ def card(address: str) -> Iterator[None]:
         yield
     finally:
         subprocess.run(["modprobe", "--remove", "dummy"], check=True)
+
+
+@contextlib.contextmanager
+def volume(backing: Path) -> Iterator[Path]:
+    """The node of a block device that keeps its bytes in a file."""
+    subprocess.run(["modprobe", "loop"], check=True)
+    command = ["losetup", "--find", "--show", str(backing)]
+    # udev gives a new node its label, and must be done with that.
+    subprocess.run(["udevadm", "settle"], check=True)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    node = Path(shown.strip())
+    try:
+        subprocess.run(["udevadm", "settle"], check=True)
+        yield node
+    finally:
+        subprocess.run(["losetup", "--detach", str(node)], check=True)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from svirtd.host.bus import BusError, BusLost, Variant
+from tests.guest.inside import devices
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.conftest import systemctl
 from tests.guest.inside.vms import ORIGINAL, Captive, Qemu, disk, qemu
@@ -131,16 +132,7 @@ def test_as_an_ordinary_user(client: Client) -> None:
 
 def test_a_block_device(client: Client, audit: Audit) -> None:
     """A volume's node is labelled, and kept from other VMs, as a file is."""
-    backing = disk("backing")
-    subprocess.run(["modprobe", "loop"], check=True)
-    # udev gives a new node its label, and must be done with that.
-    subprocess.run(["udevadm", "settle"], check=True)
-    shown = subprocess.run(
-        ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=True
-    )
-    volume = Path(shown.stdout.strip())
-    subprocess.run(["udevadm", "settle"], check=True)
-    try:
+    with devices.volume(disk("backing")) as volume:
         set_label(volume, ORIGINAL)
         vm, other = Captive(client, "vm", volume), Captive(client, "other")
         assert label(volume) == vm.image_context
@@ -151,8 +143,6 @@ def test_a_block_device(client: Client, audit: Audit) -> None:
         vm.end()
         other.end()
         assert label(volume) == ORIGINAL
-    finally:
-        subprocess.run(["losetup", "--detach", str(volume)], check=True)
 
 
 def test_every_vm_answers_through_its_channel(client: Client) -> None:

@@ -251,10 +251,7 @@ def test_evidence_is_not_written(
 
 @in_domain("svirtd_view_t")
 def test_evidence_on_a_block_device_is_not_written(captured: Captured, audit: Audit) -> None:
-    subprocess.run(["modprobe", "loop"], check=True)
-    command = ["losetup", "--find", "--show", str(disk("loop"))]
-    node = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    try:
+    with devices.volume(disk("loop")) as node:
         for kind in ("svirt_image_t", "virt_content_t"):
             set_label(node, context(kind))
             assert captured.do(f"read('{node}')") == 512
@@ -266,8 +263,6 @@ def test_evidence_on_a_block_device_is_not_written(captured: Captured, audit: Au
                     (f"reopen('{node}')", ("write", context(kind), "blk_file")),
                 ],
             )
-    finally:
-        subprocess.run(["losetup", "--detach", node], check=True)
 
 
 @in_domain("svirtd_view_t")

@@ -6,13 +6,13 @@ it has open.
 """
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from svirtd.host.bus import Variant
+from tests.guest.inside import devices
 from tests.guest.inside.audit import Audit
 from tests.guest.inside.conftest import systemctl
 from tests.guest.inside.vms import ORIGINAL, SIZE, Captive, Qemu, disk, node
@@ -145,14 +145,7 @@ def test_what_carries_a_label_of_vms_is_refused(client: Client, vm: Qemu) -> Non
 
 def test_a_device_is_let_into_the_unit(client: Client) -> None:
     """Of a VM whose goal names the only devices that it may open: the attached one, while it is."""
-    subprocess.run(["modprobe", "loop"], check=True)
-    command = ["losetup", "--find", "--show", str(disk("backing"))]
-    subprocess.run(["udevadm", "settle"], check=True)
-    volume = Path(
-        subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    )
-    subprocess.run(["udevadm", "settle"], check=True)
-    try:
+    with devices.volume(disk("backing")) as volume:
         set_label(volume, ORIGINAL)
         vm = Captive(client, "vm", goal=Variant("s", "view-only"))
         number = os.stat(volume).st_rdev
@@ -166,5 +159,3 @@ def test_a_device_is_let_into_the_unit(client: Client) -> None:
         assert vm.fails(f"read('{volume}')") in ("EACCES", "EPERM")
         vm.end()
         assert label(volume) == ORIGINAL
-    finally:
-        subprocess.run(["losetup", "--detach", str(volume)], check=True)
