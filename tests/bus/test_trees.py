@@ -225,10 +225,22 @@ def test_a_directory_takes_recursive_and_a_file_does_not(
     assert "is in the tree" in refused.text
 
 
+def hold_what_is_remembered(daemon: Daemon, action: str) -> None:
+    """Have the daemon do something in the thread that writes the book, while the next tree's job
+    has begun and its entries are remembered: calls are answered meanwhile."""
+    armed = daemon.folder / "armed"
+    daemon.stop()
+    daemon.failpoints = f"from:{armed}"
+    daemon.start()
+    # The first commit is the request's own.
+    armed.with_suffix(".new").write_text(f"commit-before@2={action}", "utf-8")
+    armed.with_suffix(".new").rename(armed)
+
+
 def test_cancel_takes_everything_back(own_daemon: Daemon, client: Client, tree: Path) -> None:
-    own_daemon.stop()
-    own_daemon.failpoints = "tree-remembered=sleep:0.2"
-    own_daemon.start()
+    gate = own_daemon.folder / "gate"
+    gate.touch()
+    hold_what_is_remembered(own_daemon, f"hold:{gate}")
     before = labels(tree)
     jobs: list[str] = []
 
@@ -241,6 +253,7 @@ def test_cancel_takes_everything_back(own_daemon: Daemon, client: Client, tree: 
             other.call("Cancel", "a{sv}", {}, path=path, interface=JOB)
             jobs.append(path)
         finally:
+            gate.unlink()
             other.close()
 
     thread = threading.Thread(target=cancel)
@@ -396,9 +409,8 @@ def test_a_vm_that_is_up_gets_no_tree(daemon: Daemon, client: Client, tree: Path
 def test_control_c_in_svirtctl_takes_everything_back(
     own_daemon: Daemon, client: Client, tree: Path
 ) -> None:
-    own_daemon.stop()
-    own_daemon.failpoints = "tree-remembered=sleep:0.2"
-    own_daemon.start()
+    # Until svirtctl has asked for the end: it does that at once, and nobody is told.
+    hold_what_is_remembered(own_daemon, "sleep:4")
     before = labels(tree)
     argv = [sys.executable, "-m", "svirtd.ctl", "acquire", "vm", "--tree", str(tree)]
     with subprocess.Popen(argv, stderr=subprocess.PIPE, cwd=REPO) as process:
